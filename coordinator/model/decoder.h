@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "common/checkpoint/checkpoint.h"
+#include "coordinator/experts/experts.h"
+#include "kernels/context.h"
+#include "kernels/step_batch.h"
+
+namespace conclave::model {
+
+// Sizes of the state pools, chosen by the engine from the memory plan.
+struct StateSizes {
+  int32_t kv_blocks = 0;    // of limits::kKvBlockTokens positions each
+  int32_t state_slots = 0;  // GDN + convolution states
+};
+
+// Bytes that one of each costs, all layers together.
+struct StateBytes {
+  int64_t per_kv_block = 0;
+  int64_t per_state_slot = 0;
+};
+StateBytes StateBytesOf(const checkpoint::ModelConfig& config);
+
+// What one step gives back; views into the decoder's own memory, valid until
+// the next Run.
+struct StepOutput {
+  std::span<const float> logits;  // [wanted rows, vocab], in the order asked
+  std::span<const float> hidden;  // [rows, hidden] after the final norm
+};
+
+// Sees the residual stream after the embedding (layer -1) and after each
+// layer, and the routing of each layer; for parity tests. May be null.
+class Probe {
+ public:
+  virtual ~Probe() = default;
+  virtual void Hidden(int32_t layer, std::span<const float> x) = 0;
+  virtual void Routed(int32_t layer, const experts::Routing& routing) = 0;
+};
+
+// The language model: embedding, layers, final norm, head. Owns dense weights
+// and the pools of KV blocks and GDN states. Engine thread only.
+class Decoder {
+ public:
+  static absl::StatusOr<std::unique_ptr<Decoder>> Create(
+      const checkpoint::Checkpoint& checkpoint,
+      experts::Experts* experts,
+      kernels::Backend backend,
+      ThreadPool* pool,
+      StateSizes sizes);
+  ~Decoder();
+
+  // tokens: [batch.rows], ids in [0, vocab). logit_rows: rows whose logits are
+  // wanted. Errors come from the experts; then the states of the batch's
+  // sequences are undefined and the sequences must be dropped.
+  absl::StatusOr<StepOutput> Run(const kernels::StepBatch& batch,
+                                 std::span<const int32_t> tokens,
+                                 std::span<const int32_t> logit_rows,
+                                 Probe* probe = nullptr);
+
+  // A GDN state slot of a layer, for tests: [value_heads, key_dim, value_dim],
+  // and the convolution rows [taps - 1, channels].
+  std::span<const float> GdnState(int32_t layer, int32_t slot) const;
+  std::span<const float> ConvState(int32_t layer, int32_t slot) const;
+
+ private:
+  struct Impl;
+  explicit Decoder(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace conclave::model
