@@ -13,7 +13,7 @@ import shutil
 import struct
 import sys
 
-ROWS = {"add": 24, "story": 24, "len63": 16, "len64": 16, "len129": 16, "multi_turn": 16, "len65": 24}
+ROWS = {"add": 16, "story": 16, "len63": 16, "len64": 16, "len129": 16, "multi_turn": 16, "len65": 16}
 # Tensors whose rows are positions: (name, axis of the positions).
 POSITIONS = {"logits": 0, "hidden": 1, "final_hidden": 0,
              "router_index": 1, "router_weight": 1}
