@@ -7,7 +7,7 @@
 
 #include "absl/base/internal/raw_logging.h"
 
-#define CONCLAVE_CHECK(condition)                                       \
+#define CONCLAVE_CHECK(condition) \
   ABSL_RAW_CHECK((condition), "broken invariant (a bug of Conclave)")
 #define CONCLAVE_CHECK_EQ(a, b) CONCLAVE_CHECK((a) == (b))
 #define CONCLAVE_CHECK_LE(a, b) CONCLAVE_CHECK((a) <= (b))

@@ -24,8 +24,8 @@ Metrics::~Metrics() = default;
 Counter Metrics::AddCounter(const std::string& name,
                             const std::string& help,
                             const Labels& labels) {
-  auto& family =
-      prometheus::BuildCounter().Name(name).Help(help).Register(impl_->registry);
+  auto& family = prometheus::BuildCounter().Name(name).Help(help).Register(
+      impl_->registry);
   return Counter(&family.Add(labels));
 }
 

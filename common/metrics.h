@@ -54,15 +54,15 @@ class Metrics {
   // Names start with "conclave_" and carry the unit. Asking again for the same
   // name and labels returns a handle of the same series. Thread-safe.
   Counter AddCounter(const std::string& name,
-                      const std::string& help,
-                      const Labels& labels = {});
+                     const std::string& help,
+                     const Labels& labels = {});
   Gauge AddGauge(const std::string& name,
-                  const std::string& help,
-                  const Labels& labels = {});
+                 const std::string& help,
+                 const Labels& labels = {});
   Histogram AddHistogram(const std::string& name,
-                          const std::string& help,
-                          const std::vector<double>& bounds,
-                          const Labels& labels = {});
+                         const std::string& help,
+                         const std::vector<double>& bounds,
+                         const Labels& labels = {});
   // The text exposition format.
   std::string Render() const;
 

@@ -88,8 +88,8 @@ absl::Status Validate(const Placement& placement, const ExpertShape& shape) {
     return absl::InvalidArgumentError("placement: one holder per shard");
   }
   if (placement.shards.size() > static_cast<size_t>(limits::kShardsMax)) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "placement: more than ", limits::kShardsMax, " shards"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("placement: more than ", limits::kShardsMax, " shards"));
   }
   std::map<std::pair<LayerId, ExpertId>, std::vector<Slice>> held;
   for (size_t i = 0; i < placement.shards.size(); ++i) {

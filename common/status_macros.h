@@ -12,10 +12,10 @@
 #define CONCLAVE_CONCAT_(a, b) a##b
 #define CONCLAVE_CONCAT(a, b) CONCLAVE_CONCAT_(a, b)
 
-#define RETURN_IF_ERROR(expression)                        \
-  do {                                                     \
-    absl::Status conclave_status = (expression);           \
-    if (!conclave_status.ok()) return conclave_status;     \
+#define RETURN_IF_ERROR(expression)                    \
+  do {                                                 \
+    absl::Status conclave_status = (expression);       \
+    if (!conclave_status.ok()) return conclave_status; \
   } while (false)
 
 #define ASSIGN_OR_RETURN(lhs, expression) \

@@ -27,15 +27,15 @@ struct GdnShape {
 };
 
 struct GdnWeights {
-  WeightView in_qkv;                // [channels, hidden]
-  WeightView in_z;                  // [value_heads * value_dim, hidden]
-  WeightView in_b;                  // [value_heads, hidden]
-  WeightView in_a;                  // [value_heads, hidden]
-  WeightView out;                   // [hidden, value_heads * value_dim]
-  std::span<const float> conv;      // [channels, conv_kernel], last = current
-  std::span<const float> a_log;     // [value_heads]
-  std::span<const float> dt_bias;   // [value_heads]
-  std::span<const float> norm;      // [value_dim], plain weight
+  WeightView in_qkv;               // [channels, hidden]
+  WeightView in_z;                 // [value_heads * value_dim, hidden]
+  WeightView in_b;                 // [value_heads, hidden]
+  WeightView in_a;                 // [value_heads, hidden]
+  WeightView out;                  // [hidden, value_heads * value_dim]
+  std::span<const float> conv;     // [channels, conv_kernel], last = current
+  std::span<const float> a_log;    // [value_heads]
+  std::span<const float> dt_bias;  // [value_heads]
+  std::span<const float> norm;     // [value_dim], plain weight
 };
 
 // The states of one layer, all slots. Written only at state_slots_out.

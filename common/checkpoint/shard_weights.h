@@ -14,9 +14,9 @@ namespace conclave::checkpoint {
 
 // The stacked weights of one shard in one layer, in the checkpoint's dtype.
 struct ShardLayer {
-  int32_t slices = 0;             // local indices 0 .. slices - 1
-  int32_t width = 0;              // columns of each slice
-  std::vector<ExpertId> expert;   // [slices], ascending
+  int32_t slices = 0;            // local indices 0 .. slices - 1
+  int32_t width = 0;             // columns of each slice
+  std::vector<ExpertId> expert;  // [slices], ascending
   DType dtype = DType::kBF16;
   Buffer gate_up;  // [slices, 2, width, hidden]: gate rows, then up rows
   Buffer down;     // [slices, hidden, width]

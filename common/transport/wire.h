@@ -38,10 +38,10 @@ struct ExpertRequest {
   FrameTag tag;
   int32_t row_count = 0;
   int32_t hidden = 0;
-  DType dtype = DType::kF32;        // of x on the wire: kF32 or kBF16
-  DType reply_dtype = DType::kF32;  // asked for the reply
-  std::vector<ShardEntries> shards;     // ascending shard id
-  std::span<const std::byte> x;         // [row_count, hidden], each row once
+  DType dtype = DType::kF32;         // of x on the wire: kF32 or kBF16
+  DType reply_dtype = DType::kF32;   // asked for the reply
+  std::vector<ShardEntries> shards;  // ascending shard id
+  std::span<const std::byte> x;      // [row_count, hidden], each row once
 };
 
 // Partial sums of one shard: one row per distinct row of its entries.

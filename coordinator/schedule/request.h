@@ -71,14 +71,14 @@ struct GenerateRequest {
   bool ignore_eos = false;
   bool logprobs = false;
   int32_t top_logprobs = 0;
-  bool echo = false;            // completions: the prompt's tokens come first
-  bool parse_reply = false;     // chat: split reasoning and tool calls
+  bool echo = false;         // completions: the prompt's tokens come first
+  bool parse_reply = false;  // chat: split reasoning and tool calls
   std::optional<absl::Time> deadline;
 };
 
 struct TokenLogprob {
   int32_t id = 0;
-  std::string bytes;  // of the token, may be no valid UTF-8
+  std::string bytes;             // of the token, may be no valid UTF-8
   std::optional<float> logprob;  // unset for the first prompt token
   std::vector<std::pair<int32_t, float>> top;  // (id, logprob), descending
   std::vector<std::string> top_bytes;
