@@ -38,6 +38,11 @@ function(conclave_program)
   endif()
 endfunction()
 
+# What tests/run.sh builds of a preset that does not build everything.
+add_custom_target(fuzzers)
+add_custom_target(concurrency_tests)
+add_custom_target(cuda_targets)
+
 # conclave_test(NAME text_test SRCS a_test.cc DEPS conclave::text
 #               LABELS unit concurrency)
 #
@@ -48,10 +53,14 @@ function(conclave_test)
   add_executable(${A_NAME} ${A_SRCS})
   target_link_libraries(${A_NAME} PRIVATE
     ${A_DEPS} conclave::testing GTest::gmock GTest::gtest_main)
+  if("concurrency" IN_LIST A_LABELS)
+    add_dependencies(concurrency_tests ${A_NAME})
+  endif()
+  list(JOIN A_LABELS "\\;" labels)  # a list inside PROPERTIES
   gtest_discover_tests(${A_NAME}
     WORKING_DIRECTORY ${PROJECT_SOURCE_DIR}
     DISCOVERY_TIMEOUT 60
-    PROPERTIES LABELS "${A_LABELS}" TIMEOUT 300)
+    PROPERTIES LABELS "${labels}" TIMEOUT 600)
 endfunction()
 
 # conclave_fuzzer(NAME fuzz_wire SRCS wire_fuzz.cc DEPS conclave::transport)
@@ -66,6 +75,7 @@ function(conclave_fuzzer)
   file(MAKE_DIRECTORY ${scratch})
   add_executable(${A_NAME} ${A_SRCS})
   target_link_libraries(${A_NAME} PRIVATE ${A_DEPS} -fsanitize=fuzzer)
+  add_dependencies(fuzzers ${A_NAME})
   set(CONCLAVE_FUZZ_SECONDS 30 CACHE STRING "Seconds that each fuzzer runs")
   add_test(NAME fuzz.${A_NAME}
     COMMAND ${A_NAME} -max_total_time=${CONCLAVE_FUZZ_SECONDS}

@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+
+namespace conclave::kernels {
+
+// A GPU that the CUDA driver shows.
+struct CudaDevice {
+  std::string name;
+  int32_t compute_major = 0;
+  int32_t compute_minor = 0;
+  uint64_t memory_total_bytes = 0;
+  uint64_t memory_free_bytes = 0;
+};
+
+// The GPUs of this machine. Unimplemented: built without CUDA. Unavailable: no
+// driver, one that is too old, or no device; the message says which.
+absl::StatusOr<std::vector<CudaDevice>> ListCudaDevices();
+
+// Sums `bytes` of device memory with a plain grid-stride read, `repeats` times;
+// the median, in bytes per second: the roofline that other figures are held
+// against. Errors as above; ResourceExhausted when `bytes` do not fit.
+absl::StatusOr<double> MeasureReadBandwidth(int32_t device,
+                                            uint64_t bytes,
+                                            int32_t repeats);
+
+}  // namespace conclave::kernels

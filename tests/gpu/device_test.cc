@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kernels/device.h"
+
+#include <gtest/gtest.h>
+
+#include "tests/gpu/require_gpu.h"
+
+namespace conclave::kernels {
+namespace {
+
+TEST(CudaDevice, IsListedWithItsMemory) {
+  CONCLAVE_REQUIRE_GPU();
+  const auto devices = ListCudaDevices();
+  ASSERT_TRUE(devices.ok()) << devices.status();
+  for (const CudaDevice& device : *devices) {
+    EXPECT_FALSE(device.name.empty());
+    EXPECT_GE(device.compute_major, 8);
+    EXPECT_GT(device.memory_free_bytes, 0u);
+    EXPECT_LE(device.memory_free_bytes, device.memory_total_bytes);
+  }
+}
+
+TEST(CudaDevice, ReadsItsMemory) {
+  CONCLAVE_REQUIRE_GPU();
+  const auto bandwidth = MeasureReadBandwidth(0, uint64_t{1} << 30, 5);
+  ASSERT_TRUE(bandwidth.ok()) << bandwidth.status();
+  EXPECT_GT(*bandwidth, 1e9);
+}
+
+TEST(CudaDevice, RefusesWhatDoesNotFit) {
+  CONCLAVE_REQUIRE_GPU();
+  const auto bandwidth = MeasureReadBandwidth(0, uint64_t{1} << 50, 1);
+  EXPECT_EQ(bandwidth.status().code(), absl::StatusCode::kResourceExhausted);
+}
+
+// Without a GPU every call says why, and nothing aborts.
+TEST(CudaDevice, SaysWhyThereIsNone) {
+  const auto devices = ListCudaDevices();
+  if (devices.ok()) GTEST_SKIP() << "there is a GPU";
+  EXPECT_NE(devices.status().message().find("CUDA"), std::string::npos);
+  EXPECT_FALSE(MeasureReadBandwidth(0, 1024, 1).ok());
+}
+
+}  // namespace
+}  // namespace conclave::kernels
