@@ -25,7 +25,11 @@ class MemoryTransport final : public Transport {
     FrameHandler handler;
   };
   std::map<WorkerId, Worker> workers_;
-  std::deque<Delivery> deliveries_;
+  struct Reply {
+    WorkerId from;
+    Buffer frame;
+  };
+  std::deque<Reply> replies_;
 };
 
 }  // namespace conclave::transport
