@@ -7,7 +7,6 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "absl/strings/string_view.h"
 #include "common/check.h"
 #include "common/limits.h"
 #include "common/status_macros.h"
@@ -54,8 +53,9 @@ constexpr uint64_t Padded(uint64_t bytes) {
   return (bytes + kAlign - 1) / kAlign * kAlign;
 }
 
-absl::Status Bad(absl::string_view what) {
-  return absl::InvalidArgumentError(absl::StrCat("exchange frame: ", what));
+template <typename... Parts>
+absl::Status Bad(const Parts&... parts) {
+  return absl::InvalidArgumentError(absl::StrCat("exchange frame: ", parts...));
 }
 
 bool IsWireDType(uint8_t dtype) {
@@ -114,31 +114,28 @@ class Reader {
 
 absl::StatusOr<Header> ReadHeader(std::span<const std::byte> frame) {
   if (frame.size() < sizeof(Header)) {
-    return Bad(absl::StrCat("too short, ", frame.size(), " bytes"));
+    return Bad("too short, ", frame.size(), " bytes");
   }
   Header header;
   std::memcpy(&header, frame.data(), sizeof(header));
   if (header.magic != kMagic) return Bad("wrong magic number");
   if (header.version != kProtocolVersion) {
-    return Bad(absl::StrCat("protocol version ",
-                            header.version,
-                            ", this program speaks ",
-                            kProtocolVersion,
-                            "; run the same version on both sides"));
+    return Bad("protocol version ",
+               header.version,
+               ", this program speaks ",
+               kProtocolVersion,
+               "; run the same version on both sides");
   }
   if (header.frame_bytes != frame.size()) {
-    return Bad(absl::StrCat("header says ",
-                            header.frame_bytes,
-                            " bytes, there are ",
-                            frame.size()));
+    return Bad(
+        "header says ", header.frame_bytes, " bytes, there are ", frame.size());
   }
   if (frame.size() > limits::kFrameBytesMax) {
-    return Bad(absl::StrCat(
-        frame.size(), " bytes, the limit is ", limits::kFrameBytesMax));
+    return Bad(frame.size(), " bytes, the limit is ", limits::kFrameBytesMax);
   }
   if (frame.size() % kAlign != 0) return Bad("size is no multiple of 8");
   if (header.layer < 0 || header.layer >= limits::kLayersMax) {
-    return Bad(absl::StrCat("layer ", header.layer, " is out of bounds"));
+    return Bad("layer ", header.layer, " is out of bounds");
   }
   return header;
 }
@@ -147,11 +144,11 @@ absl::StatusOr<Header> ReadHeader(std::span<const std::byte> frame,
                                   FrameKind kind) {
   ASSIGN_OR_RETURN(Header header, ReadHeader(frame));
   if (header.kind != static_cast<uint8_t>(kind)) {
-    return Bad(absl::StrCat("kind ",
-                            header.kind,
-                            " where ",
-                            static_cast<int>(kind),
-                            " was expected"));
+    return Bad("kind ",
+               header.kind,
+               " where ",
+               static_cast<int>(kind),
+               " was expected");
   }
   if (reinterpret_cast<uintptr_t>(frame.data()) % kAlign != 0) {
     return Bad("memory is not aligned to 8 bytes");
@@ -162,13 +159,13 @@ absl::StatusOr<Header> ReadHeader(std::span<const std::byte> frame,
 // Bounds of the fields that requests and replies share.
 absl::Status CheckSizes(const Header& header) {
   if (header.shards < 0 || header.shards > limits::kShardsMax) {
-    return Bad(absl::StrCat(header.shards, " shards are out of bounds"));
+    return Bad(header.shards, " shards are out of bounds");
   }
   if (header.rows < 0 || header.rows > limits::kStepRowsMax) {
-    return Bad(absl::StrCat(header.rows, " rows are out of bounds"));
+    return Bad(header.rows, " rows are out of bounds");
   }
   if (header.hidden < 1 || header.hidden > limits::kHiddenMax) {
-    return Bad(absl::StrCat("hidden ", header.hidden, " is out of bounds"));
+    return Bad("hidden ", header.hidden, " is out of bounds");
   }
   if (!IsWireDType(header.dtype) || !IsWireDType(header.reply_dtype)) {
     return Bad("rows are neither F32 nor BF16");
@@ -186,7 +183,7 @@ absl::StatusOr<std::span<const ShardHeader>> ReadShards(const Header& header,
   int32_t last = -1;
   for (const ShardHeader& shard : shards) {
     if (shard.shard <= last || shard.shard >= limits::kShardsMax) {
-      return Bad(absl::StrCat("shard ", shard.shard, " after ", last));
+      return Bad("shard ", shard.shard, " after ", last);
     }
     if (shard.count < 0) return Bad("negative count of a shard");
     last = shard.shard;
@@ -199,10 +196,10 @@ absl::Status CheckEntries(const ShardEntries& entries, int32_t row_count) {
   for (size_t i = 0; i < entries.slice.size(); ++i) {
     const int32_t slice = entries.slice[i], row = entries.row[i];
     if (slice < 0 || slice >= limits::kExpertsMax) {
-      return Bad(absl::StrCat("slice ", slice, " is out of bounds"));
+      return Bad("slice ", slice, " is out of bounds");
     }
     if (row < 0 || row >= row_count) {
-      return Bad(absl::StrCat("row ", row, " of ", row_count));
+      return Bad("row ", row, " of ", row_count);
     }
     if (std::pair(slice, row) <= std::pair(last_slice, last_row)) {
       return Bad("entries are not sorted by (slice, row)");
@@ -309,7 +306,7 @@ Buffer EncodeError(const ErrorReply& error) {
 absl::StatusOr<FrameKind> PeekKind(std::span<const std::byte> frame) {
   ASSIGN_OR_RETURN(Header header, ReadHeader(frame));
   if (header.kind < 1 || header.kind > 3) {
-    return Bad(absl::StrCat("unknown kind ", header.kind));
+    return Bad("unknown kind ", header.kind);
   }
   return static_cast<FrameKind>(header.kind);
 }
@@ -372,7 +369,7 @@ absl::StatusOr<ExpertReply> DecodeReply(std::span<const std::byte> frame) {
     int32_t last = -1;
     for (const int32_t row : partial.row) {
       if (row <= last || row >= limits::kStepRowsMax) {
-        return Bad(absl::StrCat("row ", row, " after ", last));
+        return Bad("row ", row, " after ", last);
       }
       last = row;
     }
@@ -386,7 +383,7 @@ absl::StatusOr<ErrorReply> DecodeError(std::span<const std::byte> frame) {
   ASSIGN_OR_RETURN(Header header, ReadHeader(frame, FrameKind::kError));
   // kOk would turn a failure into a success.
   if (header.shards < 1 || header.shards > 16) {
-    return Bad(absl::StrCat("error code ", header.shards, " is out of bounds"));
+    return Bad("error code ", header.shards, " is out of bounds");
   }
   if (header.rows < 0 ||
       static_cast<size_t>(header.rows) > kErrorMessageBytesMax) {
