@@ -55,4 +55,11 @@ struct ModelConfig {
 absl::StatusOr<ModelConfig> ParseModelConfig(std::string_view json,
                                              std::string_view file_name);
 
+// eos_token_id of generation_config.json, a number or a list; empty where the
+// file does not say. Ids outside [0, vocab_size) are InvalidArgument.
+absl::StatusOr<std::vector<int32_t>> ParseEosTokenIds(
+    std::string_view generation_config_json,
+    std::string_view file_name,
+    int32_t vocab_size);
+
 }  // namespace conclave::checkpoint
