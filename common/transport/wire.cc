@@ -21,8 +21,7 @@ static_assert(std::endian::native == std::endian::little,
 constexpr uint32_t kMagic = 0x45434e43;  // "CNCE"
 constexpr size_t kAlign = 8;
 constexpr size_t kErrorMessageBytesMax = 4096;
-
-// Every frame begins with it; docs/contracts/wire.md.
+// docs/contracts/wire.md.
 struct Header {
   uint32_t magic;
   uint16_t version;
@@ -42,7 +41,6 @@ struct Header {
 };
 static_assert(sizeof(Header) == 56 && sizeof(Header) % kAlign == 0);
 
-// Then, in requests and replies, one per shard.
 struct ShardHeader {
   int32_t shard;
   int32_t count;  // entries of a request, rows of a reply
@@ -133,7 +131,6 @@ absl::StatusOr<Header> ReadHeader(std::span<const std::byte> frame) {
   if (frame.size() > limits::kFrameBytesMax) {
     return Bad(frame.size(), " bytes, the limit is ", limits::kFrameBytesMax);
   }
-  if (frame.size() % kAlign != 0) return Bad("size is no multiple of 8");
   if (header.layer < 0 || header.layer >= limits::kLayersMax) {
     return Bad("layer ", header.layer, " is out of bounds");
   }
