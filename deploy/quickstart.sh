@@ -40,8 +40,7 @@ else
   NINJA_STATUS='      [%f/%t %e s] ' ninja -C build/release conclave conclave-worker |
     awk 'NR % 10 == 1 || /FAILED|error/' >&2
 fi
-bin=build/release
-conclave=$bin/coordinator/conclave; worker=$bin/worker/conclave-worker
+conclave=build/release/bin/conclave; worker=build/release/bin/conclave-worker
 
 say 4/4 "start: two workers and the coordinator"
 run=$(mktemp -d "${TMPDIR:-/tmp}/conclave.XXXXXX")

@@ -33,6 +33,9 @@ function(conclave_program)
   add_executable(${A_NAME} ${A_SRCS})
   target_compile_features(${A_NAME} PRIVATE cxx_std_20)
   target_link_libraries(${A_NAME} PRIVATE ${A_DEPS})
+  # Side by side, as they are installed.
+  set_target_properties(${A_NAME} PROPERTIES
+    RUNTIME_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/bin)
   if(CONCLAVE_INSTALL)
     install(TARGETS ${A_NAME} RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
   endif()

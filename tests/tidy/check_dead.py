@@ -9,13 +9,14 @@ ROOTS = ("common", "kernels", "worker", "coordinator", "tests")
 
 def main():
     bad = []
-    named = set()
+    named, top = set(), pathlib.Path(".").resolve()
     for lists in pathlib.Path(".").rglob("CMakeLists.txt"):
         if str(lists).startswith("build"):
             continue
         text = re.sub(r"#.*", "", lists.read_text())
+        text = text.replace("${PROJECT_SOURCE_DIR}/", str(top) + "/")
         for word in re.findall(r"[\w./-]+\.(?:h|cc|cu|cuh|mm)\b", text):
-            named.add((lists.parent / word).resolve())
+            named.add((lists.parent.resolve() / word).resolve())
     for root in ROOTS:
         for path in sorted(pathlib.Path(root).rglob("*")):
             if path.suffix in (".cc", ".cu", ".mm") and \

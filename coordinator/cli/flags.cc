@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "coordinator/cli/flags.h"
+
+#include <iostream>
+
+#include "absl/flags/flag.h"
+#include "absl/strings/str_cat.h"
+#include "common/config/cluster_config.h"
+#include "common/log.h"
+#include "common/status_macros.h"
+
+ABSL_FLAG(std::string, config, "", "cluster file (docs/configuration.md)");
+ABSL_FLAG(std::string, model, "", "folder of the checkpoint");
+ABSL_FLAG(std::string, backend, "cpu", "cpu, or cpu-plain (the slow twin)");
+ABSL_FLAG(std::string, simd, "", "pin one SIMD target, e.g. AVX2; empty: best");
+ABSL_FLAG(std::string, log_level, "info", "debug, info, warning, error or off");
+ABSL_FLAG(std::string, api_key, "", "key of the HTTP port");
+
+namespace conclave::cli {
+
+absl::StatusOr<v1::ClusterConfig> ConfigFromFlags() {
+  v1::ClusterConfig config = config::DefaultClusterConfig();
+  const std::string file = absl::GetFlag(FLAGS_config);
+  if (!file.empty()) {
+    ASSIGN_OR_RETURN(config, config::LoadClusterConfig(file));
+  }
+  const std::string model = absl::GetFlag(FLAGS_model);
+  if (!model.empty()) config.set_model(model);
+  if (config.model().empty()) {
+    return absl::InvalidArgumentError(
+        "no model: give --model DIR, or --config FILE with a model: line");
+  }
+  return config;
+}
+
+absl::StatusOr<kernels::Backend> BackendFromFlags(const std::string& simd) {
+  if (!log::SetLevel(absl::GetFlag(FLAGS_log_level))) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--log-level ",
+                     absl::GetFlag(FLAGS_log_level),
+                     ": use debug, info, warning, error or off"));
+  }
+  const std::string flag = absl::GetFlag(FLAGS_simd);
+  RETURN_IF_ERROR(kernels::PinSimdTarget(flag.empty() ? simd : flag));
+  const std::string backend = absl::GetFlag(FLAGS_backend);
+  if (backend == "cpu") return kernels::Backend::kCpu;
+  if (backend == "cpu-plain") return kernels::Backend::kCpuPlain;
+  return absl::InvalidArgumentError(
+      absl::StrCat("--backend ", backend, ": use cpu or cpu-plain"));
+}
+
+int Fail(const std::string& command, const absl::Status& status) {
+  std::cerr << "conclave " << command << ": " << status.message() << "\n";
+  return 1;
+}
+
+}  // namespace conclave::cli

@@ -1,0 +1,31 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <string>
+
+#include "absl/flags/declare.h"
+#include "absl/status/statusor.h"
+#include "conclave/v1/config.pb.h"
+#include "kernels/context.h"
+
+// Flags that several subcommands read. Each overrides its field of the file.
+ABSL_DECLARE_FLAG(std::string, config);
+ABSL_DECLARE_FLAG(std::string, model);
+ABSL_DECLARE_FLAG(std::string, backend);
+ABSL_DECLARE_FLAG(std::string, simd);
+ABSL_DECLARE_FLAG(std::string, log_level);
+ABSL_DECLARE_FLAG(std::string, api_key);
+
+namespace conclave::cli {
+
+// --config, or the defaults, with --model applied. InvalidArgument when
+// neither says which model.
+absl::StatusOr<v1::ClusterConfig> ConfigFromFlags();
+
+// --backend cpu | cpu-plain, --simd, --log-level.
+absl::StatusOr<kernels::Backend> BackendFromFlags(const std::string& simd);
+
+// "conclave serve: <message>" to standard error; returns exit code 1.
+int Fail(const std::string& command, const absl::Status& status);
+
+}  // namespace conclave::cli

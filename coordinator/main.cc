@@ -1,0 +1,11 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <array>
+
+#include "coordinator/cli/chat.h"
+#include "coordinator/cli/command.h"
+
+int main(int argc, char** argv) {
+  namespace cli = conclave::cli;
+  const std::array commands = {cli::ChatCommand()};
+  return cli::Dispatch("conclave", commands, argc, argv);
+}
