@@ -1,0 +1,262 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "coordinator/cli/bench_decode.h"
+
+#include <algorithm>
+#include <iostream>
+#include <memory>
+#include <numeric>
+
+#include "absl/flags/flag.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "common/limits.h"
+#include "common/status_macros.h"
+#include "common/version.h"
+#include "coordinator/cli/deployment.h"
+#include "coordinator/cli/flags.h"
+#include "coordinator/cli/table.h"
+#include "coordinator/model/decoder.h"
+
+ABSL_FLAG(std::string, sequences, "1,8", "sequences at once, comma list");
+ABSL_FLAG(std::string, bench_threads, "1,2", "compute threads, comma list");
+ABSL_FLAG(std::string,
+          backends,
+          "cpu,cpu-plain",
+          "forms of the blocks to compare, comma list");
+ABSL_FLAG(int32_t, steps, 64, "decode steps of one measurement");
+ABSL_FLAG(int32_t, context, 128, "tokens before the first decode step");
+ABSL_FLAG(int32_t, prefill, 512, "tokens of the prefill measurement");
+ABSL_FLAG(int32_t, repeats, 5, "measurements of each case; medians are shown");
+
+namespace conclave::cli {
+namespace {
+
+struct Case {
+  std::string backend;
+  int32_t threads = 1;
+  int32_t sequences = 1;
+  std::vector<double> decode;   // tokens/s, one per repeat
+  std::vector<double> prefill;  // tokens/s
+};
+
+// Decodes made-up tokens on the bare decoder: no HTTP, no text, no sampling.
+class Runner {
+ public:
+  static absl::StatusOr<std::unique_ptr<Runner>> Create(
+      const v1::ClusterConfig& config, const Case& what) {
+    auto runner = std::unique_ptr<Runner>(new Runner);
+    Deployment::Options options;
+    options.backend = what.backend == "cpu-plain" ? kernels::Backend::kCpuPlain
+                                                  : kernels::Backend::kCpu;
+    options.threads = what.threads;
+    options.clock = RealClock();
+    options.metrics = &runner->metrics_;
+    options.show_progress = false;
+    ASSIGN_OR_RETURN(runner->deployment_, Deployment::Create(config, options));
+    const int32_t tokens =
+        std::max(absl::GetFlag(FLAGS_context) + absl::GetFlag(FLAGS_steps),
+                 absl::GetFlag(FLAGS_prefill));
+    runner->blocks_ =
+        (tokens + limits::kKvBlockTokens - 1) / limits::kKvBlockTokens;
+    ASSIGN_OR_RETURN(
+        runner->decoder_,
+        model::Decoder::Create(runner->deployment_->checkpoint(),
+                               runner->deployment_->experts(),
+                               options.backend,
+                               runner->deployment_->pool(),
+                               {.kv_blocks = runner->blocks_ * what.sequences,
+                                .state_slots = what.sequences}));
+    runner->vocab_ = runner->deployment_->checkpoint().config().vocab_size;
+    return runner;
+  }
+
+  // Runs `rows` new tokens of each sequence; prefill when there are several.
+  absl::Status Step(int32_t sequences, int32_t rows, int32_t position) {
+    std::vector<std::vector<int32_t>> blocks(sequences);
+    std::vector<int32_t> slots(sequences);
+    std::vector<int32_t> cells;
+    for (int32_t at = 0; rows > 1 && at < rows;) {
+      at = std::min(rows, at + limits::kGdnCellRows);
+      cells.push_back(at);
+    }
+    std::vector<kernels::SequenceRows> batch(sequences);
+    std::vector<int32_t> tokens;
+    std::vector<int32_t> wanted;
+    for (int32_t s = 0; s < sequences; ++s) {
+      blocks[s].resize(blocks_);
+      std::iota(blocks[s].begin(), blocks[s].end(), s * blocks_);
+      slots[s] = s;
+      batch[s] = {.row_begin = s * rows,
+                  .rows = rows,
+                  .position = position,
+                  .cells = cells,
+                  .state_slot_in = position == 0 ? -1 : s,
+                  .state_slots_out = {&slots[s], 1},
+                  .kv_blocks = blocks[s]};
+      for (int32_t r = 0; r < rows; ++r) {
+        tokens.push_back((s * 131 + (position + r) * 17) % vocab_);
+      }
+      wanted.push_back((s + 1) * rows - 1);
+    }
+    return decoder_
+        ->Run({.sequences = batch, .rows = sequences * rows}, tokens, wanted)
+        .status();
+  }
+
+  absl::Status Measure(Case& what) {
+    const int32_t context = absl::GetFlag(FLAGS_context);
+    const int32_t steps = absl::GetFlag(FLAGS_steps);
+    const int32_t prefill = absl::GetFlag(FLAGS_prefill);
+    absl::Time start = RealClock()->Now();
+    RETURN_IF_ERROR(Step(1, prefill, 0));
+    what.prefill.push_back(prefill / Seconds(start));
+    RETURN_IF_ERROR(Step(what.sequences, context, 0));
+    start = RealClock()->Now();
+    for (int32_t i = 0; i < steps; ++i) {
+      RETURN_IF_ERROR(Step(what.sequences, 1, context + i));
+    }
+    what.decode.push_back(steps * what.sequences / Seconds(start));
+    return absl::OkStatus();
+  }
+
+ private:
+  static double Seconds(absl::Time start) {
+    return absl::ToDoubleSeconds(RealClock()->Now() - start);
+  }
+
+  Metrics metrics_;
+  std::unique_ptr<Deployment> deployment_;
+  std::unique_ptr<model::Decoder> decoder_;
+  int32_t blocks_ = 0;
+  int32_t vocab_ = 1;
+};
+
+absl::StatusOr<std::vector<int32_t>> Numbers(const std::string& list) {
+  std::vector<int32_t> out;
+  for (const auto& word : absl::StrSplit(list, ',')) {
+    int32_t value = 0;
+    if (!absl::SimpleAtoi(word, &value) || value < 1 || value > 1024) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("\"", list, "\": numbers from 1 to 1024, with commas"));
+    }
+    out.push_back(value);
+  }
+  return out;
+}
+
+absl::StatusOr<std::vector<Case>> Cases() {
+  ASSIGN_OR_RETURN(const auto sequences,
+                   Numbers(absl::GetFlag(FLAGS_sequences)));
+  ASSIGN_OR_RETURN(const auto threads,
+                   Numbers(absl::GetFlag(FLAGS_bench_threads)));
+  std::vector<Case> out;
+  for (const auto& backend :
+       absl::StrSplit(absl::GetFlag(FLAGS_backends), ',')) {
+    if (backend != "cpu" && backend != "cpu-plain") {
+      return absl::InvalidArgumentError("--backends: cpu, cpu-plain");
+    }
+    for (const int32_t t : threads) {
+      for (const int32_t s : sequences) {
+        // The plain twins have one thread.
+        if (backend == "cpu-plain" && t != threads[0]) continue;
+        out.push_back({.backend = std::string(backend),
+                       .threads = t,
+                       .sequences = s,
+                       .decode = {},
+                       .prefill = {}});
+      }
+    }
+  }
+  return out;
+}
+
+void Print(const v1::ClusterConfig& config, const std::vector<Case>& cases) {
+  std::cout << "conclave " << Version() << ", " << MachineName() << ", SIMD "
+            << kernels::ActiveSimdTarget() << "\nmodel " << config.model()
+            << ", " << config.workers_size() << " workers, context "
+            << absl::GetFlag(FLAGS_context) << ", prefill "
+            << absl::GetFlag(FLAGS_prefill) << ", median of "
+            << absl::GetFlag(FLAGS_repeats) << " interleaved runs\n\n";
+  std::vector<std::vector<std::string>> rows = {{"form",
+                                                 "threads",
+                                                 "sequences",
+                                                 "decode tok/s",
+                                                 "us/step",
+                                                 "x first row",
+                                                 "prefill tok/s",
+                                                 "x first row"}};
+  const double decode = Median(cases[0].decode);
+  const double prefill = Median(cases[0].prefill);
+  for (const Case& c : cases) {
+    const double rate = Median(c.decode);
+    rows.push_back({c.backend,
+                    absl::StrCat(c.threads),
+                    absl::StrCat(c.sequences),
+                    Fixed(rate, 0),
+                    Fixed(1e6 * c.sequences / rate, 0),
+                    Fixed(rate / decode, 2),
+                    Fixed(Median(c.prefill), 0),
+                    Fixed(Median(c.prefill) / prefill, 2)});
+  }
+  std::cout << FormatTable(rows);
+}
+
+absl::Status Bench() {
+  ASSIGN_OR_RETURN(const v1::ClusterConfig config, ConfigFromFlags());
+  RETURN_IF_ERROR(BackendFromFlags(config.coordinator().simd()).status());
+  ASSIGN_OR_RETURN(std::vector<Case> cases, Cases());
+  std::vector<std::unique_ptr<Runner>> runners;
+  for (const Case& c : cases) {
+    // A cluster serves one coordinator at a time: made anew for each case.
+    if (config.workers_size() > 0) break;
+    ASSIGN_OR_RETURN(auto runner, Runner::Create(config, c));
+    RETURN_IF_ERROR(runner->Step(1, 64, 0));
+    runners.push_back(std::move(runner));
+  }
+  for (int32_t i = 0; i < absl::GetFlag(FLAGS_repeats); ++i) {
+    for (size_t c = 0; c < cases.size(); ++c) {
+      std::unique_ptr<Runner> own;
+      if (runners.empty()) {
+        ASSIGN_OR_RETURN(own, Runner::Create(config, cases[c]));
+        RETURN_IF_ERROR(own->Step(1, 64, 0));
+      }
+      RETURN_IF_ERROR((own ? own : runners[c])->Measure(cases[c]));
+    }
+  }
+  Print(config, cases);
+  return absl::OkStatus();
+}
+
+int Run(const std::vector<std::string>&) {
+  const absl::Status status = Bench();
+  return status.ok() ? 0 : Fail("bench decode", status);
+}
+
+}  // namespace
+
+Command BenchDecodeCommand() {
+  return {.name = "bench decode",
+          .summary = "Decode and prefill speed on this machine.",
+          .usage = "conclave bench decode (--model DIR | --config FILE)",
+          .examples =
+              "  conclave bench decode --model DIR\n"
+              "  conclave bench decode --model DIR --sequences 1,8,16 "
+              "--bench-threads 2 --backends cpu\n"
+              "  conclave bench decode --config cluster.yaml --backends cpu   "
+              "# its workers must run\n",
+          .flags = {"model",
+                    "config",
+                    "sequences",
+                    "bench_threads",
+                    "backends",
+                    "steps",
+                    "context",
+                    "prefill",
+                    "repeats",
+                    "simd",
+                    "log_level"},
+          .run = Run};
+}
+
+}  // namespace conclave::cli

@@ -1,0 +1,12 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "coordinator/cli/command.h"
+
+namespace conclave::cli {
+
+// Decode and prefill speed of a model on this machine; every row of the table
+// is taken in one run, interleaved.
+Command BenchDecodeCommand();
+
+}  // namespace conclave::cli

@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "common/checkpoint/checkpoint.h"
+#include "common/clock.h"
+#include "common/metrics.h"
+#include "common/thread_pool.h"
+#include "conclave/v1/config.pb.h"
+#include "coordinator/experts/experts.h"
+#include "kernels/context.h"
+
+namespace conclave::cli {
+
+// Everything below the engine, assembled from one configuration: checkpoint,
+// placement, compute threads, and either local experts or a cluster of workers
+// with remote ones. Created once; torn down in the reverse order.
+class Deployment {
+ public:
+  struct Options {
+    kernels::Backend backend = kernels::Backend::kCpu;
+    int32_t threads = 0;  // 0: the configuration's, then one per core
+    Clock* clock = nullptr;
+    Metrics* metrics = nullptr;
+    bool show_progress = true;  // of loading, on standard error
+    // Asked while waiting; true gives up with Cancelled.
+    std::function<bool()> stop;
+  };
+
+  // Opens, places, dials and loads; returns when every worker is ready.
+  // Errors name the worker and the phase.
+  static absl::StatusOr<std::unique_ptr<Deployment>> Create(
+      const v1::ClusterConfig& config, const Options& options);
+  ~Deployment();
+
+  const checkpoint::Checkpoint& checkpoint() const;
+  experts::Experts* experts();
+  ThreadPool* pool();
+  // OK, or which worker is missing, with phase and last error.
+  absl::Status Ready() const;
+  // What is where, as a small table.
+  std::string Describe() const;
+
+ private:
+  struct Impl;
+  explicit Deployment(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace conclave::cli
