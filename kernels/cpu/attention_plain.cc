@@ -39,9 +39,8 @@ float* At(const AttentionShape& s,
           int32_t head,
           int32_t position) {
   const size_t block = sequence.kv_blocks[position / s.block_tokens];
-  const size_t row =
-      ((block * 2 + part) * s.kv_heads + head) * s.block_tokens +
-      position % s.block_tokens;
+  const size_t row = ((block * 2 + part) * s.kv_heads + head) * s.block_tokens +
+                     position % s.block_tokens;
   return cache.data.data() + row * s.head_dim;
 }
 

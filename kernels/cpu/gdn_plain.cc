@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Gated DeltaNet in loops: docs/qwen3.5-moe 3.3 (recurrent) and 3.3.1 (chunked).
+// Gated DeltaNet in loops: docs/qwen3.5-moe 3.3 (recurrent) and 3.3.1
+// (chunked).
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -26,7 +27,8 @@ float Input(const GdnShape& s,
             const GdnRows& rows,
             int32_t t,
             int32_t channel) {
-  if (t >= 0) return rows.mixed[static_cast<size_t>(t) * s.channels() + channel];
+  if (t >= 0)
+    return rows.mixed[static_cast<size_t>(t) * s.channels() + channel];
   if (before == nullptr) return 0.0f;
   return before[static_cast<size_t>(t + s.conv_kernel - 1) * s.channels() +
                 channel];
@@ -95,9 +97,9 @@ void GatedNorm(const GdnShape& s,
 // One head of one sequence: where its q, k, v of a row lie, and its gates.
 struct Head {
   const GdnShape& s;
-  const float* conv;   // [rows, channels], q and k normed
-  const float* g;      // [rows, value_heads], log decay
-  const float* beta;   // [rows, value_heads]
+  const float* conv;  // [rows, channels], q and k normed
+  const float* g;     // [rows, value_heads], log decay
+  const float* beta;  // [rows, value_heads]
   int32_t head;
 
   int32_t key_head() const { return head / (s.value_heads / s.key_heads); }
@@ -143,8 +145,8 @@ float Dot(const float* a, const float* b, int32_t n) {
 }
 
 // Rows [begin, begin + n) as one cell; D is [n, value_dim], o too.
-void Chunk(const Head& h, int32_t begin, int32_t n, float* S, float* D,
-           float* o) {
+void Chunk(
+    const Head& h, int32_t begin, int32_t n, float* S, float* D, float* o) {
   const int32_t dk = h.s.key_dim;
   const int32_t dv = h.s.value_dim;
   float sums[64];
@@ -177,8 +179,8 @@ void Chunk(const Head& h, int32_t begin, int32_t n, float* S, float* D,
       o[i * dv + j] = decay * sum;
     }
     for (int32_t l = 0; l <= i; ++l) {
-      const float a = Dot(h.q(begin + i), h.k(begin + l), dk) *
-                      std::exp(sums[i] - sums[l]);
+      const float a =
+          Dot(h.q(begin + i), h.k(begin + l), dk) * std::exp(sums[i] - sums[l]);
       for (int32_t j = 0; j < dv; ++j) o[i * dv + j] += a * D[l * dv + j];
     }
   }
@@ -202,8 +204,8 @@ void Gates(const GdnShape& s,
   for (size_t i = 0; i < g.size(); ++i) {
     const size_t h = i % static_cast<size_t>(s.value_heads);
     beta[i] = Sigmoid(rows.b[i]);
-    g[i] = -std::exp(weights.a_log[h]) *
-           Softplus(rows.a[i] + weights.dt_bias[h]);
+    g[i] =
+        -std::exp(weights.a_log[h]) * Softplus(rows.a[i] + weights.dt_bias[h]);
   }
 }
 
@@ -235,7 +237,11 @@ void RunHead(const Context& context,
   } else {
     int32_t begin = 0;
     for (const int32_t end : sequence.cells) {
-      Chunk(h, begin, end - begin, S, D,
+      Chunk(h,
+            begin,
+            end - begin,
+            S,
+            D,
             o + static_cast<size_t>(begin) * h.s.value_dim);
       begin = end;
     }
@@ -269,14 +275,18 @@ void Gdn(const Context& context,
   const float scale = 1.0f / std::sqrt(static_cast<float>(s.key_dim));
   for (size_t t = 0; t < count; ++t) {
     for (int32_t k = 0; k < 2 * s.key_heads; ++k) {
-      L2Norm(&conv[t * s.channels() + k * s.key_dim], s.key_dim,
+      L2Norm(&conv[t * s.channels() + k * s.key_dim],
+             s.key_dim,
              k < s.key_heads ? scale : 1.0f);
     }
   }
   const size_t values = static_cast<size_t>(s.value_heads) * s.value_dim;
   for (int32_t h = 0; h < s.value_heads; ++h) {
-    RunHead(context, state, sequence,
-            {s, conv.data(), g.data(), beta.data(), h}, o.data());
+    RunHead(context,
+            state,
+            sequence,
+            {s, conv.data(), g.data(), beta.data(), h},
+            o.data());
     for (size_t t = 0; t < count; ++t) {
       const size_t at = t * values + static_cast<size_t>(h) * s.value_dim;
       GatedNorm(s, weights, &o[t * s.value_dim], &rows.z[at], &rows.y[at]);
@@ -285,7 +295,12 @@ void Gdn(const Context& context,
   const auto slots = sequence.state_slots_out;
   for (size_t i = 0; i < slots.size(); ++i) {
     const size_t t = slots.size() == 1 ? count - 1 : i;
-    StoreConv(s, state, head, rows, static_cast<int32_t>(t), slots[i],
+    StoreConv(s,
+              state,
+              head,
+              rows,
+              static_cast<int32_t>(t),
+              slots[i],
               scratch.data());
   }
 }
