@@ -2,7 +2,7 @@
 #include "kernels/linear.h"
 
 #include "common/check.h"
-#include "kernels/cpu/dense.h"
+#include "kernels/dense_twins.h"
 
 namespace conclave::kernels {
 namespace {

@@ -4,7 +4,7 @@
 #include <utility>
 
 #include "common/check.h"
-#include "kernels/cpu/dense.h"
+#include "kernels/dense_twins.h"
 
 namespace conclave::kernels {
 namespace {

@@ -3,7 +3,7 @@
 #include <bit>
 #include <cmath>
 
-#include "kernels/cpu/dense.h"
+#include "kernels/dense_twins.h"
 
 namespace conclave::kernels::plain {
 namespace {

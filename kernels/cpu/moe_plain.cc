@@ -2,7 +2,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "kernels/cpu/dense.h"
+#include "kernels/dense_twins.h"
 
 namespace conclave::kernels::plain {
 namespace {

@@ -2,16 +2,18 @@
 #include <algorithm>
 #include <cmath>
 
-#include "kernels/cpu/dense.h"
+#include "kernels/cpu/top_k.h"
+#include "kernels/dense_twins.h"
 
 namespace conclave::kernels::plain {
 
+// NaNs are passed over.
 int32_t ArgMax(std::span<const float> logits) {
   size_t best = 0;
   for (size_t i = 1; i < logits.size(); ++i) {
-    if (logits[i] > logits[best]) best = i;
+    if (logits[i] > logits[best] || std::isnan(logits[best])) best = i;
   }
-  return static_cast<int32_t>(best);
+  return std::isnan(logits[best]) ? 0 : static_cast<int32_t>(best);
 }
 
 float LogSumExp(std::span<const float> logits) {
@@ -29,18 +31,9 @@ float LogSumExp(std::span<const float> logits) {
   return max + std::log(total);
 }
 
-// Keeps ids sorted while it looks at one logit after the other. A later logit
-// must be larger to get in, so the lowest index wins ties.
 void TopK(std::span<const float> logits, std::span<int32_t> ids) {
   size_t kept = 0;
-  for (size_t i = 0; i < logits.size(); ++i) {
-    if (kept == ids.size() && !(logits[i] > logits[ids[kept - 1]])) continue;
-    size_t at = kept < ids.size() ? kept++ : kept - 1;
-    for (; at > 0 && logits[ids[at - 1]] < logits[i]; --at) {
-      ids[at] = ids[at - 1];
-    }
-    ids[at] = static_cast<int32_t>(i);
-  }
+  for (size_t i = 0; i < logits.size(); ++i) OfferTopK(logits, i, ids, kept);
 }
 
 }  // namespace conclave::kernels::plain
