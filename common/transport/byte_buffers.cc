@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "common/transport/byte_buffers.h"
 
+#include <atomic>
 #include <cstdint>
 #include <cstring>
 #include <utility>
@@ -8,17 +9,30 @@
 
 namespace conclave::transport {
 
+namespace {
+
+// A frame that gRPC holds. Its thread that frees it may be another one; the
+// flag orders the two where a tool cannot see gRPC's own counter.
+struct LentFrame {
+  Buffer frame;
+  std::atomic<bool> lent{false};
+};
+
+}  // namespace
+
 grpc::ByteBuffer ToByteBuffer(Buffer frame) {
   if (frame.empty()) {
     const grpc::Slice none;
     return grpc::ByteBuffer(&none, 1);
   }
-  auto* owned = new Buffer(std::move(frame));
+  auto* lent = new LentFrame{.frame = std::move(frame)};
+  lent->lent.store(true, std::memory_order_release);
+  const auto release = [](void* p) {
+    auto* frame = static_cast<LentFrame*>(p);
+    if (frame->lent.load(std::memory_order_acquire)) delete frame;
+  };
   const grpc::Slice slice(
-      owned->data(),
-      owned->size(),
-      [](void* p) { delete static_cast<Buffer*>(p); },
-      owned);
+      lent->frame.data(), lent->frame.size(), release, lent);
   return grpc::ByteBuffer(&slice, 1);
 }
 
