@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "worker/cli/worker_flags.h"
+
+#include <string>
+
+#include "absl/flags/flag.h"
+#include "absl/strings/str_cat.h"
+#include "common/config/cluster_config.h"
+#include "common/log.h"
+#include "common/status_macros.h"
+
+ABSL_FLAG(std::string, config, "", "cluster configuration");
+ABSL_FLAG(std::string, name, "", "which worker of the configuration this is");
+ABSL_FLAG(std::string, listen, "", "HOST:PORT to listen on, without --config");
+ABSL_FLAG(std::string, model, "", "checkpoint folder on this machine");
+ABSL_FLAG(int32_t, threads, 0, "compute threads, 0 = one per core");
+ABSL_FLAG(int32_t, spin_us, 0, "poll this long before blocking, -1 = never");
+ABSL_FLAG(std::string, simd, "", "pin one SIMD target");
+ABSL_FLAG(std::string, log_level, "info", "debug, info, warning, error, off");
+
+namespace conclave::worker {
+namespace {
+
+constexpr int32_t kSpinUsDefault = 50;
+
+// The configuration and the worker of it that the flags mean.
+absl::StatusOr<v1::ClusterConfig> Configuration(v1::Worker* worker) {
+  const std::string file = absl::GetFlag(FLAGS_config);
+  const std::string listen = absl::GetFlag(FLAGS_listen);
+  if (file.empty() == listen.empty()) {
+    return absl::InvalidArgumentError(
+        "give either --config FILE --name W or --listen HOST:PORT");
+  }
+  if (file.empty()) {
+    worker->set_name(absl::GetFlag(FLAGS_name));
+    worker->set_address(listen);
+    return config::DefaultClusterConfig();
+  }
+  if (absl::GetFlag(FLAGS_name).empty()) {
+    return absl::InvalidArgumentError(
+        "--config needs --name, the worker of the file that this is");
+  }
+  ASSIGN_OR_RETURN(const v1::ClusterConfig config,
+                   config::LoadClusterConfig(file));
+  ASSIGN_OR_RETURN(*worker,
+                   config::FindWorker(config, absl::GetFlag(FLAGS_name)));
+  if (worker->model().empty()) worker->set_model(config.model());
+  return config;
+}
+
+}  // namespace
+
+absl::StatusOr<WorkerOptions> OptionsFromFlags() {
+  if (!log::SetLevel(absl::GetFlag(FLAGS_log_level))) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "--log_level ", absl::GetFlag(FLAGS_log_level), " is unknown"));
+  }
+  v1::Worker worker;
+  ASSIGN_OR_RETURN(const v1::ClusterConfig config, Configuration(&worker));
+  RETURN_IF_ERROR(config::ParseHostPort(worker.address()).status());
+  RETURN_IF_ERROR(config::CheckWorkerBind(config, worker));
+  RETURN_IF_ERROR(kernels::PinSimdTarget(absl::GetFlag(FLAGS_simd)));
+  if (!absl::GetFlag(FLAGS_model).empty()) {
+    worker.set_model(absl::GetFlag(FLAGS_model));
+  }
+  if (absl::GetFlag(FLAGS_threads) > 0) {
+    worker.set_threads(absl::GetFlag(FLAGS_threads));
+  }
+  if (absl::GetFlag(FLAGS_spin_us) != 0) {
+    worker.set_spin_us(absl::GetFlag(FLAGS_spin_us));
+  }
+  if (worker.spin_us() == 0) worker.set_spin_us(kSpinUsDefault);
+  return WorkerOptions{.name = worker.name(),
+                       .address = worker.address(),
+                       .model = worker.model(),
+                       .threads = worker.threads(),
+                       .spin_us = worker.spin_us(),
+                       .backend = kernels::Backend::kCpu,
+                       .tls = config.tls(),
+                       .progress = nullptr};
+}
+
+}  // namespace conclave::worker

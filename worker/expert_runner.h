@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <span>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "common/buffer.h"
+#include "common/transport/wire.h"
+#include "kernels/context.h"
+#include "worker/expert_store.h"
+
+namespace conclave::worker {
+
+// Answers request frames: per shard the partial sums of its rows. A pure
+// function of the weights and the frame. Used by one thread.
+class ExpertRunner {
+ public:
+  // `name` stands in every error. The store and what the context points to
+  // outlive the runner.
+  ExpertRunner(std::string name,
+               const ExpertStore* store,
+               kernels::Backend backend,
+               ThreadPool* pool);
+
+  // The frame is aligned to 8. What is wrong with it is told by an error
+  // frame.
+  Buffer Handle(std::span<const std::byte> frame);
+
+  // From any thread.
+  uint64_t frames_served() const { return frames_.load(); }
+
+ private:
+  absl::StatusOr<Buffer> Run(const transport::ExpertRequest& request);
+
+  const std::string name_;
+  const ExpertStore* store_;
+  kernels::Workspace workspace_;
+  kernels::Context context_;
+  std::atomic<uint64_t> frames_{0};
+};
+
+}  // namespace conclave::worker

@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "common/checkpoint/shard_weights.h"
+#include "conclave/v1/config.pb.h"
+#include "kernels/context.h"
+
+namespace conclave::worker {
+
+struct WorkerOptions {
+  std::string name;      // empty: takes any name that a coordinator gives it
+  std::string address;   // HOST:PORT; port 0 picks a free one
+  std::string model;     // checkpoint folder; empty: the coordinator's
+  int32_t threads = 0;   // 0: one per core
+  int32_t spin_us = 50;  // 0 or less: never spin
+  kernels::Backend backend = kernels::Backend::kCpu;
+  v1::Tls tls;
+  checkpoint::LoadProgressFn progress;  // for the operator; may be null
+};
+
+// A worker that listens: control plane and exchange on one port.
+class Worker {
+ public:
+  // Unavailable: the address cannot be bound.
+  static absl::StatusOr<std::unique_ptr<Worker>> Start(WorkerOptions options);
+  // Ends all calls. Waits for a load that runs.
+  ~Worker();
+
+  int port() const;
+  bool loading() const;
+
+ private:
+  struct Impl;
+  explicit Worker(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace conclave::worker
