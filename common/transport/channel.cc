@@ -6,7 +6,9 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/limits.h"
+#include "common/log.h"
 #include "common/status_macros.h"
+#include "grpc/support/log.h"
 #include "grpcpp/create_channel.h"
 #include "grpcpp/security/credentials.h"
 #include "grpcpp/support/channel_arguments.h"
@@ -19,6 +21,17 @@ namespace {
 constexpr int kLookaheadBytes = 16 << 20;
 // Largest HTTP/2 frame: fewer headers per bulk frame.
 constexpr int kHttp2FrameBytes = 4 << 20;
+
+// gRPC's own lines say nothing to an operator that our errors do not say.
+void QuietGrpc() {
+  static const bool once = [] {
+    gpr_set_log_function([](gpr_log_func_args* args) {
+      log::Debug(absl::StrCat("grpc: ", args->message));
+    });
+    return true;
+  }();
+  static_cast<void>(once);
+}
 
 absl::StatusOr<std::string> ReadPem(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
@@ -45,6 +58,7 @@ absl::StatusOr<TlsKeys> ReadTls(const v1::Tls& tls) {
 std::shared_ptr<grpc::Channel> Dial(const std::string& address,
                                     const TlsKeys& keys,
                                     Traffic traffic) {
+  QuietGrpc();
   grpc::ChannelArguments args;
   // Without it, channels to one address share a TCP connection, and a small
   // frame waits behind a large one.
@@ -82,6 +96,7 @@ std::shared_ptr<grpc::ServerCredentials> ServerCredentials(
 }
 
 void ConfigureServer(grpc::ServerBuilder* builder) {
+  QuietGrpc();
   builder->SetMaxReceiveMessageSize(static_cast<int>(limits::kFrameBytesMax));
   builder->SetMaxSendMessageSize(static_cast<int>(limits::kFrameBytesMax));
   builder->AddChannelArgument(GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES,
