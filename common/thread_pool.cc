@@ -38,8 +38,17 @@ int32_t QuotaCores() {
 
 }  // namespace
 
+// A loop is announced by one word: its number above, whether helpers may still
+// join it, and how many did. The caller closes it when the range is used up
+// and waits for those that joined; a helper that wakes too late, because cores
+// are scarce, finds it closed and holds nobody up. A helper inside a loop has
+// joined it, so the next one is never announced around it.
 struct ThreadPool::Impl {
   using Body = absl::FunctionRef<void(int64_t, int64_t)>;
+
+  static constexpr uint64_t kClosed = uint64_t{1} << 15;
+  static constexpr uint64_t kJoined = kClosed - 1;
+  static uint64_t Number(uint64_t word) { return word >> 16; }
 
   void Work(const Body& run) {
     for (;;) {
@@ -49,53 +58,89 @@ struct ThreadPool::Impl {
     }
   }
 
-  // Returns false when the pool stops.
-  bool WaitForLoop(uint64_t seen) {
-    const auto start = std::chrono::steady_clock::now();
-    const auto limit = std::chrono::microseconds(std::max(0, spin_us));
-    for (int spins = 0; spin_us > 0; ++spins) {
-      if (epoch.load(std::memory_order_acquire) != seen) return !stop;
-      Pause();
-      if (spins % 64 == 63 &&
-          std::chrono::steady_clock::now() - start > limit) {
-        break;
+  // Returns at a loop that is not `seen`: first spins, then sleeps.
+  void WaitForLoop(uint64_t seen) {
+    const auto is_new = [&] {
+      return Number(loop.load(std::memory_order_acquire)) != seen;
+    };
+    if (spin_us > 0) {
+      const auto limit =
+          std::chrono::steady_clock::now() + std::chrono::microseconds(spin_us);
+      for (int spins = 1; !is_new(); ++spins) {
+        Pause();
+        if (spins % 64 == 0 && std::chrono::steady_clock::now() > limit) break;
       }
     }
+    if (is_new()) return;
     std::unique_lock<std::mutex> lock(mutex);
     ++sleepers;
-    wake.wait(lock, [&] { return epoch.load() != seen; });
+    wake.wait(lock, is_new);
     --sleepers;
-    return !stop;
+  }
+
+  bool Join(uint64_t& word) {
+    while ((word & kClosed) == 0) {
+      if (loop.compare_exchange_weak(word,
+                                     word + 1,
+                                     std::memory_order_acq_rel,
+                                     std::memory_order_acquire)) {
+        return true;
+      }
+    }
+    return false;
   }
 
   void Helper() {
     uint64_t seen = 0;
-    while (WaitForLoop(seen)) {
-      seen = epoch.load(std::memory_order_acquire);
-      Work(*body);
-      running.fetch_sub(1, std::memory_order_release);
+    for (;;) {
+      WaitForLoop(seen);
+      uint64_t word = loop.load(std::memory_order_acquire);
+      const bool joined = Join(word);
+      seen = Number(word);
+      if (joined) {
+        Work(*body);
+        finished.fetch_add(1, std::memory_order_release);
+      } else if (stop.load(std::memory_order_relaxed)) {
+        return;
+      }
     }
   }
 
-  void Announce() {
+  void Announce(uint64_t flags) {
     bool sleeping = false;
     {
       std::lock_guard<std::mutex> lock(mutex);
-      epoch.fetch_add(1, std::memory_order_release);
+      const uint64_t number = Number(loop.load(std::memory_order_relaxed));
+      loop.store((number + 1) << 16 | flags, std::memory_order_release);
       sleeping = sleepers > 0;
     }
     if (sleeping) wake.notify_all();
+  }
+
+  void CloseAndWait() {
+    const uint64_t joined =
+        loop.fetch_or(kClosed, std::memory_order_acq_rel) & kJoined;
+    for (int spins = 0; finished.load(std::memory_order_acquire) != joined;
+         ++spins) {
+      if (spins < 4096) {
+        Pause();
+      } else {
+        std::this_thread::yield();
+      }
+    }
   }
 
   int32_t spin_us = 0;
   std::vector<std::thread> helpers;
   std::mutex mutex;
   std::condition_variable wake;
-  int32_t sleepers = 0;
+  int32_t sleepers = 0;  // under mutex
   std::atomic<bool> stop{false};
-  std::atomic<uint64_t> epoch{0};
+  // Loop number << 16 | kClosed | joined; closed between loops.
+  std::atomic<uint64_t> loop{kClosed};
+  std::atomic<uint64_t> finished{0};
+  // Of the loop, written while it is closed and nobody is inside.
   std::atomic<int64_t> next{0};
-  std::atomic<int32_t> running{0};
   int64_t n = 0;
   int64_t grain = 1;
   const Body* body = nullptr;
@@ -103,7 +148,7 @@ struct ThreadPool::Impl {
 
 ThreadPool::ThreadPool(int32_t threads, int32_t spin_us)
     : impl_(std::make_unique<Impl>()) {
-  CONCLAVE_CHECK_GE(threads, 1);
+  CONCLAVE_CHECK(threads >= 1 && threads < 1024);
   impl_->spin_us = spin_us;
   for (int32_t i = 1; i < threads; ++i) {
     impl_->helpers.emplace_back([impl = impl_.get()] { impl->Helper(); });
@@ -111,8 +156,8 @@ ThreadPool::ThreadPool(int32_t threads, int32_t spin_us)
 }
 
 ThreadPool::~ThreadPool() {
-  impl_->stop = true;
-  impl_->Announce();
+  impl_->stop.store(true, std::memory_order_relaxed);
+  impl_->Announce(Impl::kClosed);
   for (std::thread& helper : impl_->helpers) helper.join();
 }
 
@@ -134,18 +179,10 @@ void ThreadPool::ParallelFor(
   impl_->grain = grain;
   impl_->body = &body;
   impl_->next.store(0, std::memory_order_relaxed);
-  impl_->running.store(static_cast<int32_t>(impl_->helpers.size()),
-                       std::memory_order_relaxed);
-  impl_->Announce();
+  impl_->finished.store(0, std::memory_order_relaxed);
+  impl_->Announce(0);
   impl_->Work(body);
-  for (int spins = 0; impl_->running.load(std::memory_order_acquire) != 0;
-       ++spins) {
-    if (spins < 4096) {
-      Pause();
-    } else {
-      std::this_thread::yield();
-    }
-  }
+  impl_->CloseAndWait();
 }
 
 int32_t AvailableCores() {
