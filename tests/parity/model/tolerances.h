@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "kernels/context.h"
+
+namespace conclave::parity {
+
+enum class WeightFormat { kBF16 };
+
+// How far a run may be from the float32 reference: relative errors are the
+// norm of the difference over the norm.
+struct Tolerance {
+  double logits = 0;
+  double hidden = 0;          // residual stream after each layer, final hidden
+  double state = 0;           // convolution rows and recurrent states
+  double routing_weight = 0;  // absolute, of one renormalised weight
+  double routing_tie = 0;     // experts whose weights are closer may swap
+};
+
+// The one table: a backend or weight format that is added adds its row here.
+inline Tolerance ToleranceOf(kernels::Backend backend, WeightFormat format) {
+  constexpr Tolerance kFloat32{1e-5, 1e-5, 1e-5, 1e-5, 1e-5};
+  switch (format) {
+    case WeightFormat::kBF16:  // weights exact, all arithmetic in float32
+      switch (backend) {
+        case kernels::Backend::kCpuPlain:
+          return kFloat32;
+        case kernels::Backend::kCpu:
+          return kFloat32;
+      }
+  }
+  return {};
+}
+
+}  // namespace conclave::parity

@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <memory>
+#include <utility>
+
+#include "common/thread_pool.h"
+#include "coordinator/cluster/placement.h"
+#include "coordinator/experts/local_experts.h"
+#include "coordinator/experts/local_shards.h"
+#include "tests/testing/golden.h"
+#include "tests/testing/model_runner.h"
+
+namespace conclave::testing {
+
+// The embedded model with all its experts in this process.
+struct SingleProcess {
+  explicit SingleProcess(kernels::Backend backend,
+                         const v1::ClusterConfig& config = {},
+                         int32_t threads = 2)
+      : pool(threads) {
+    const checkpoint::Checkpoint& tiny = TinyModel();
+    const ExpertShape shape = tiny.config().expert_shape();
+    auto placement = cluster::MakePlacement(config, shape);
+    EXPECT_TRUE(placement.ok()) << placement.status();
+    auto loaded =
+        experts::LocalShards::Load(tiny, *placement, std::nullopt, nullptr);
+    EXPECT_TRUE(loaded.ok()) << loaded.status();
+    shards = *std::move(loaded);
+    auto made = experts::LocalExperts::Create(
+        *placement, shape, shards.get(), backend, &pool);
+    EXPECT_TRUE(made.ok()) << made.status();
+    local = *std::move(made);
+    runner = std::make_unique<ModelRunner>(tiny, local.get(), backend, &pool);
+  }
+
+  ThreadPool pool;
+  std::unique_ptr<experts::LocalShards> shards;
+  std::unique_ptr<experts::LocalExperts> local;
+  std::unique_ptr<ModelRunner> runner;
+};
+
+}  // namespace conclave::testing
