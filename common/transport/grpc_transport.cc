@@ -276,6 +276,12 @@ absl::Status GrpcTransport::LinkStatus(WorkerId id) const {
       "exchange: ", link->peer.name, ": the streams are not open yet"));
 }
 
+bool GrpcTransport::IsBroken(WorkerId id) const {
+  const std::lock_guard<std::mutex> lock(impl_->mu);
+  const Link* link = impl_->Find(id);
+  return link == nullptr || !link->broken.ok();
+}
+
 void GrpcTransport::Pump() {
   const std::lock_guard<std::mutex> lock(impl_->mu);
   if (!impl_->receiving) impl_->PumpLocked();

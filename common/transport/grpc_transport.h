@@ -45,6 +45,8 @@ class GrpcTransport final : public Transport {
 
   // OK when both streams are open; else Unavailable, with peer and phase.
   absl::Status LinkStatus(WorkerId id) const;
+  // Tells a link that broke from one whose streams are not open yet.
+  bool IsBroken(WorkerId id) const;
 
   // Lets streams open and notices broken ones while no thread is in Receive.
   // Does not block.
