@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <array>
 
+#include "coordinator/cli/bench_decode.h"
 #include "coordinator/cli/chat.h"
 #include "coordinator/cli/command.h"
 
 int main(int argc, char** argv) {
   namespace cli = conclave::cli;
-  const std::array commands = {cli::ChatCommand()};
+  const std::array commands = {cli::ChatCommand(), cli::BenchDecodeCommand()};
   return cli::Dispatch("conclave", commands, argc, argv);
 }

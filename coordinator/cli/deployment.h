@@ -43,8 +43,6 @@ class Deployment {
   ThreadPool* pool();
   // OK, or which worker is missing, with phase and last error.
   absl::Status Ready() const;
-  // What is where, as a small table.
-  std::string Describe() const;
 
  private:
   struct Impl;
