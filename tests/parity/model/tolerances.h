@@ -32,4 +32,8 @@ inline Tolerance ToleranceOf(kernels::Backend backend, WeightFormat format) {
   return {};
 }
 
+// Logits when rows travel as bf16, against float32 rows: 8 bits of mantissa,
+// each layer rounds twice.
+inline constexpr double kBf16RowsLogits = 2e-2;
+
 }  // namespace conclave::parity

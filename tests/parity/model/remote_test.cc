@@ -1,0 +1,195 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Experts on workers against experts in the process: same shards, same bits;
+// other shards, same greedy tokens.
+
+#include <gtest/gtest.h>
+
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "common/transport/memory_transport.h"
+#include "coordinator/experts/remote_experts.h"
+#include "tests/parity/model/tolerances.h"
+#include "tests/testing/golden.h"
+#include "tests/testing/memory_cluster.h"
+#include "tests/testing/model_runner.h"
+#include "tests/testing/seeded.h"
+#include "tests/testing/simulated_clock.h"
+#include "tests/testing/single_process.h"
+
+namespace conclave::parity {
+namespace {
+
+using testing::FindGolden;
+using testing::ModelRunner;
+using testing::Workers;
+
+// The embedded model with its experts behind a MemoryTransport.
+struct Remote {
+  Remote(const v1::ClusterConfig& config,
+         kernels::Backend backend,
+         DType rows = DType::kF32)
+      : pool(2), cluster(config, backend, &pool) {
+    for (int32_t i = 0; i < cluster.workers(); ++i) {
+      transport.AddWorker(
+          WorkerId{i}, config.workers(i).name(), cluster.handler(i));
+    }
+    experts::RemoteOptions options = cluster.remote_options();
+    options.transport = &transport;
+    options.clock = &clock;
+    options.row_dtype = rows;
+    options.reply_dtype = rows;
+    auto made = experts::RemoteExperts::Create(std::move(options));
+    EXPECT_TRUE(made.ok()) << made.status();
+    experts = *std::move(made);
+    runner = std::make_unique<ModelRunner>(
+        testing::TinyModel(), experts.get(), backend, &pool);
+  }
+
+  ThreadPool pool;
+  testing::SimulatedClock clock;
+  transport::MemoryTransport transport;
+  testing::MemoryCluster cluster;
+  std::unique_ptr<experts::RemoteExperts> experts;
+  std::unique_ptr<ModelRunner> runner;
+};
+
+// All logits of a prefill of two sequences in one step, then three steps that
+// decode both.
+std::vector<std::vector<float>> AllLogits(ModelRunner* runner) {
+  std::vector<std::vector<float>> out;
+  const auto& story = FindGolden("story");
+  const auto& sums = FindGolden("len65");
+  ModelRunner::Sequence a = runner->Open(0), b = runner->Open(1);
+  const auto add = [&](std::vector<ModelRunner::Feed> feeds) {
+    auto logits = runner->Step(std::move(feeds));
+    ASSERT_TRUE(logits.ok()) << logits.status();
+    for (auto& one : *logits) out.push_back(std::move(one));
+  };
+  add({{.sequence = &a, .tokens = story.ids, .prefill = true},
+       {.sequence = &b, .tokens = sums.ids, .prefill = true}});
+  for (int32_t i = 0; i < 3; ++i) {
+    add({{.sequence = &a, .tokens = {story.greedy_ids[i]}},
+         {.sequence = &b, .tokens = {sums.greedy_ids[i]}}});
+  }
+  return out;
+}
+
+struct Topology {
+  std::string name;
+  std::vector<double> shares;
+  bool columns = false;
+  int32_t shards = 0;
+  double coordinator_share = 0;
+
+  v1::ClusterConfig config() const {
+    v1::ClusterConfig out = Workers(shares);
+    out.mutable_placement()->set_split(columns ? "columns" : "experts");
+    out.mutable_placement()->set_shards(shards);
+    out.mutable_placement()->set_coordinator_share(coordinator_share);
+    return out;
+  }
+};
+
+const std::vector<Topology>& Topologies() {
+  static const auto* const all = new std::vector<Topology>{
+      {.name = "one_worker", .shares = {1}},
+      {.name = "two_workers", .shares = {1, 1}},
+      {.name = "three_uneven", .shares = {1, 2, 4}},
+      {.name = "four_workers", .shares = {1, 1, 1, 1}},
+      {.name = "two_columns", .shares = {1, 1}, .columns = true},
+      {.name = "three_columns", .shares = {2, 1, 1}, .columns = true},
+      {.name = "four_columns", .shares = {1, 1, 1, 1}, .columns = true},
+      {.name = "with_coordinator", .shares = {1, 3}, .coordinator_share = 2},
+      {.name = "columns_with_coordinator",
+       .shares = {1, 1},
+       .columns = true,
+       .coordinator_share = 2},
+      {.name = "seven_shards", .shares = {2, 1, 4}, .shards = 7},
+  };
+  return *all;
+}
+
+class SameShards
+    : public ::testing::TestWithParam<std::tuple<kernels::Backend, size_t>> {};
+
+TEST_P(SameShards, RemoteAndLocalAgreeBitForBit) {
+  const auto [backend, index] = GetParam();
+  const v1::ClusterConfig config = Topologies()[index].config();
+  Remote remote(config, backend);
+  testing::SingleProcess local(backend, config);
+  const auto want = AllLogits(local.runner.get());
+  ASSERT_EQ(want.size(), 8u);
+  EXPECT_EQ(AllLogits(remote.runner.get()), want);
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Topologies,
+    SameShards,
+    ::testing::Combine(::testing::Values(kernels::Backend::kCpuPlain,
+                                         kernels::Backend::kCpu),
+                       ::testing::Range(size_t{0}, size_t{10})),
+    [](const auto& info) {
+      return absl::StrCat(std::get<0>(info.param) == kernels::Backend::kCpu
+                              ? "fast_"
+                              : "plain_",
+                          Topologies()[std::get<1>(info.param)].name);
+    });
+
+// Four shards on one to four workers: who holds what changes no bit.
+TEST(OneListOfShards, AnyWorkersGiveTheSameBits) {
+  for (const bool columns : {false, true}) {
+    std::vector<std::vector<std::vector<float>>> results;
+    for (size_t workers = 1; workers <= 4; ++workers) {
+      const Topology topology{.name = "",
+                              .shares = std::vector<double>(workers, 1),
+                              .columns = columns,
+                              .shards = 4};
+      Remote remote(topology.config(), kernels::Backend::kCpu);
+      results.push_back(AllLogits(remote.runner.get()));
+      EXPECT_EQ(results.back(), results.front()) << workers << " workers";
+    }
+  }
+}
+
+class OtherShards : public ::testing::TestWithParam<size_t> {};
+
+TEST_P(OtherShards, GiveTheSameGreedyTokens) {
+  Remote remote(Topologies()[GetParam()].config(), kernels::Backend::kCpu);
+  for (const auto& prompt : testing::GoldenPrompts()) {
+    const std::vector<int32_t> want = prompt.greedy_until_eos();
+    const auto got =
+        remote.runner->Greedy(prompt.ids, static_cast<int32_t>(want.size()));
+    ASSERT_TRUE(got.ok()) << prompt.name << ": " << got.status();
+    EXPECT_EQ(*got, want) << prompt.name;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Topologies,
+                         OtherShards,
+                         ::testing::Values(2, 5, 8),
+                         [](const auto& info) {
+                           return Topologies()[info.param].name;
+                         });
+
+TEST(NarrowRows, Bf16OnTheWireIsCloseButNotEqual) {
+  const v1::ClusterConfig config = Workers({1, 1});
+  Remote narrow(config, kernels::Backend::kCpu, DType::kBF16);
+  Remote wide(config, kernels::Backend::kCpu);
+  const auto got = AllLogits(narrow.runner.get());
+  const auto want = AllLogits(wide.runner.get());
+  ASSERT_EQ(got.size(), want.size());
+  for (size_t i = 0; i < got.size(); ++i) {
+    const double error =
+        testing::RelativeError(got[i].data(), want[i].data(), got[i].size());
+    EXPECT_GT(error, 0);
+    EXPECT_LT(error, kBf16RowsLogits);
+  }
+}
+
+}  // namespace
+}  // namespace conclave::parity
