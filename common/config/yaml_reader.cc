@@ -2,6 +2,7 @@
 #include "common/config/yaml_reader.h"
 
 #include <google/protobuf/descriptor.h>
+#include <yaml-cpp/eventhandler.h>
 #include <yaml-cpp/yaml.h>
 
 #include <algorithm>
@@ -9,6 +10,7 @@
 #include <exception>
 #include <numeric>
 #include <set>
+#include <sstream>
 #include <vector>
 
 #include "absl/strings/escaping.h"
@@ -214,6 +216,41 @@ class Reader {
   int items_ = 0;
 };
 
+// Counts documents and looks at nothing.
+class Ignore : public YAML::EventHandler {
+ public:
+  using Mark = YAML::Mark;
+  using Style = YAML::EmitterStyle::value;
+  void OnDocumentStart(const Mark&) override {}
+  void OnDocumentEnd() override {}
+  void OnNull(const Mark&, YAML::anchor_t) override {}
+  void OnAlias(const Mark&, YAML::anchor_t) override {}
+  void OnScalar(const Mark&,
+                const std::string&,
+                YAML::anchor_t,
+                const std::string&) override {}
+  void OnSequenceStart(const Mark&,
+                       const std::string&,
+                       YAML::anchor_t,
+                       Style) override {}
+  void OnSequenceEnd() override {}
+  void OnMapStart(const Mark&,
+                  const std::string&,
+                  YAML::anchor_t,
+                  Style) override {}
+  void OnMapEnd() override {}
+};
+
+// YAML::Load skips what follows the first document, and YAML::LoadAll never
+// ends on some inputs (",,": an empty document for ever).
+bool HasOneDocument(const std::string& yaml) {
+  std::istringstream in(yaml);
+  YAML::Parser parser(in);
+  Ignore ignore;
+  return !parser.HandleNextDocument(ignore) ||
+         !parser.HandleNextDocument(ignore);
+}
+
 size_t EditDistance(std::string_view a, std::string_view b) {
   std::vector<size_t> row(b.size() + 1);
   std::iota(row.begin(), row.end(), size_t{0});
@@ -259,13 +296,13 @@ absl::Status ReadYaml(std::string_view yaml,
         file_name, ": larger than ", limits::kConfigFileBytesMax, " bytes"));
   }
   try {
-    const std::vector<YAML::Node> documents = YAML::LoadAll(std::string(yaml));
-    if (documents.size() > 1) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(file_name, ": holds more than one YAML document"));
+    const std::string text(yaml);
+    if (!HasOneDocument(text)) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          file_name,
+          ": holds more than one YAML document, or stray text after it"));
     }
-    const YAML::Node root =
-        documents.empty() ? YAML::Node() : documents.front();
+    const YAML::Node root = YAML::Load(text);
     return Reader(file_name, init).ReadMessage(root, "", out);
   } catch (const YAML::Exception& error) {
     return absl::InvalidArgumentError(absl::StrCat(

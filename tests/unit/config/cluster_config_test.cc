@@ -170,6 +170,12 @@ TEST(ClusterConfig, BrokenYamlNamesTheLine) {
   EXPECT_THAT(ErrorOf(std::string(5 << 20, ' ')), HasSubstr("larger than"));
 }
 
+// yaml-cpp sees an endless row of empty documents here (found by fuzzing).
+TEST(ClusterConfig, StrayCommasEnd) {
+  EXPECT_THAT(ErrorOf(",,"), HasSubstr("cluster.yaml: holds more than one"));
+  EXPECT_FALSE(ParseClusterConfig("model: a\n,\n", "c").ok());
+}
+
 TEST(ClusterConfig, AliasesDoNotMultiplyWithoutBound) {
   std::string yaml = "placement:\n  explicit:\n  - &s\n    holder: coordinator";
   yaml += "\n    slices:\n";
