@@ -1,22 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <atomic>
 #include <cstdint>
-#include <functional>
-#include <memory>
+#include <list>
 #include <string>
+#include <thread>
 
+#include "absl/status/status.h"
+#include "common/clock.h"
+#include "common/transport/grpc_exchange_server.h"
+#include "conclave/v1/control.pb.h"
 #include "worker/expert_runner.h"
 #include "worker/expert_store.h"
 
-namespace grpc {
-class ServerBuilder;
-}
-
 namespace conclave::worker {
 
-// The control plane of one worker (proto/conclave/v1/control.proto), on gRPC's
-// callback API. Loads run in threads of their own.
+// The control plane of one worker (proto/conclave/v1/control.proto). Loads run
+// in threads of their own; everything else answers at once.
 class ControlService {
  public:
   struct Options {
@@ -24,21 +25,31 @@ class ControlService {
     int32_t threads = 1;
     ExpertStore* store = nullptr;
     const ExpertRunner* runner = nullptr;
+    Clock* clock = nullptr;
     checkpoint::LoadProgressFn progress;  // for the operator; may be null
   };
   explicit ControlService(Options options);
-  // After the grpc::Server was shut down.
+  // Waits for loads that run.
   ~ControlService();
 
-  // Before the server is built.
-  void Register(grpc::ServerBuilder* builder);
+  // A transport::CallHandler.
+  void Handle(const std::string& method,
+              const std::string& request,
+              transport::Responder respond);
 
   // A load cannot be interrupted.
   bool loading() const;
 
  private:
-  class Service;
-  std::unique_ptr<Service> service_;
+  absl::Status Greet(const v1::RegisterRequest& request,
+                     v1::RegisterReply* reply) const;
+  v1::HealthReply Health(const v1::HealthRequest& request) const;
+  void Load(const v1::AssignRequest& request,
+            const transport::Responder& respond);
+
+  const Options options_;
+  std::atomic<int> loads_{0};
+  std::list<std::thread> loaders_;
 };
 
 }  // namespace conclave::worker

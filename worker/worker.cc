@@ -35,19 +35,26 @@ struct Worker::Impl {
                &store,
                options.backend,
                &pool),
-        exchange({.spin_us = options.spin_us,
-                  .handler = [this](auto f) { return runner.Handle(f); }}),
         control({.name = options.name,
                  .threads = Threads(options),
                  .store = &store,
                  .runner = &runner,
-                 .progress = options.progress}) {}
+                 .clock = RealClock(),
+                 .progress = options.progress}),
+        exchange({.spin_us = options.spin_us,
+                  .handler = [this](auto f) { return runner.Handle(f); },
+                  .control =
+                      [this](const std::string& method,
+                             const std::string& request,
+                             transport::Responder respond) {
+                        control.Handle(method, request, std::move(respond));
+                      }}) {}
 
   ThreadPool pool;
   ExpertStore store;
   ExpertRunner runner;
-  transport::GrpcExchangeServer exchange;
   ControlService control;
+  transport::GrpcExchangeServer exchange;
   std::unique_ptr<grpc::Server> server;
   int port = 0;
 };
@@ -71,7 +78,6 @@ absl::StatusOr<std::unique_ptr<Worker>> Worker::Start(WorkerOptions options) {
   transport::ConfigureServer(&builder);
   builder.AddListeningPort(
       options.address, transport::ServerCredentials(keys), &impl.port);
-  impl.control.Register(&builder);
   impl.exchange.Register(&builder);
   impl.server = builder.BuildAndStart();
   if (impl.server == nullptr || impl.port == 0) {

@@ -2,6 +2,7 @@
 #include "common/transport/grpc_exchange_server.h"
 
 #include <deque>
+#include <mutex>
 #include <thread>
 #include <utility>
 
@@ -47,6 +48,12 @@ struct Call {
   bool writing = false;
   bool ended = false;  // the client has said all, or is gone
   bool finishing = false;
+
+  // Of a control call, whose handler may answer in any thread.
+  bool control = false;
+  std::mutex mu;      // guards `waiting`, `pending` and the flags then
+  bool held = false;  // the handler has not finished it
+  grpc::Status status;
 };
 
 }  // namespace
@@ -63,6 +70,10 @@ struct GrpcExchangeServer::Impl {
   void StartRead(Call* call);
   void StartWrite(Call* call, Buffer frame);
   void Finish(Call* call, const grpc::Status& status);
+  void ControlReceived(Call* call);
+  // Writes or ends what waits; with call->mu held.
+  void AdvanceControl(Call* call);
+  void HandleControl(Call* call, const Op& op, bool ok);
   // Ends the call when there is nothing left to read or write.
   void Advance(Call* call);
 
@@ -104,7 +115,12 @@ void GrpcExchangeServer::Impl::Finish(Call* call, const grpc::Status& status) {
 
 void GrpcExchangeServer::Impl::Accepted(Call* call) {
   WaitForCall();
-  if (call->context.method() != kExchangeMethod) {
+  call->control = call->context.method() != kExchangeMethod;
+  if (call->control && options.control != nullptr) {
+    StartRead(call);
+    return;
+  }
+  if (call->control) {
     Finish(call,
            {grpc::StatusCode::UNIMPLEMENTED,
             absl::StrCat("there is no method ", call->context.method())});
@@ -145,9 +161,65 @@ void GrpcExchangeServer::Impl::Advance(Call* call) {
   }
 }
 
+void GrpcExchangeServer::Impl::ControlReceived(Call* call) {
+  const Buffer message = ToBuffer(call->incoming);
+  call->incoming.Clear();
+  call->held = true;
+  Responder respond;
+  respond.send = [this, call](std::string text) {
+    const std::lock_guard<std::mutex> lock(call->mu);
+    call->waiting.push_back(Buffer::Copy(std::as_bytes(std::span(text))));
+    AdvanceControl(call);
+  };
+  respond.finish = [this, call](const absl::Status& status) {
+    const std::lock_guard<std::mutex> lock(call->mu);
+    call->held = false;
+    call->status = grpc::Status(static_cast<grpc::StatusCode>(status.code()),
+                                std::string(status.message()));
+    AdvanceControl(call);
+  };
+  options.control(call->context.method(),
+                  std::string(reinterpret_cast<const char*>(message.data()),
+                              message.size()),
+                  std::move(respond));
+}
+
+void GrpcExchangeServer::Impl::AdvanceControl(Call* call) {
+  if (call->ended) call->waiting.clear();
+  if (call->writing || call->finishing) return;
+  if (!call->waiting.empty()) {
+    StartWrite(call, std::move(call->waiting.front()));
+    call->waiting.pop_front();
+  } else if (!call->held) {
+    Finish(call, call->status);
+  }
+}
+
+void GrpcExchangeServer::Impl::HandleControl(Call* call,
+                                             const Op& op,
+                                             bool ok) {
+  bool over = false;
+  if (op.kind == OpKind::kRead && ok) ControlReceived(call);
+  {
+    const std::lock_guard<std::mutex> lock(call->mu);
+    --call->pending;
+    if (op.kind == OpKind::kWrite) call->writing = false;
+    if (!ok) call->ended = true;
+    if (op.kind != OpKind::kFinish) AdvanceControl(call);
+    over = call->pending == 0 && !call->held;
+  }
+  if (!over) return;
+  calls.erase(call);
+  delete call;
+}
+
 void GrpcExchangeServer::Impl::Handle(const QueueEvent& event) {
   const Op& op = *static_cast<Op*>(event.tag);
   Call* call = op.call;
+  if (call->control) {
+    HandleControl(call, op, event.ok);
+    return;
+  }
   --call->pending;
   switch (op.kind) {
     case OpKind::kAccept:
