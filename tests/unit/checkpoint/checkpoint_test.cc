@@ -10,6 +10,7 @@
 #include <string>
 
 #include "tests/testing/checkpoint_writer.h"
+#include "tests/testing/temp_folder.h"
 
 namespace conclave::checkpoint {
 namespace {
@@ -22,12 +23,6 @@ using testing::WriteCheckpoint;
 
 class CheckpointTest : public ::testing::Test {
  protected:
-  void SetUp() override {
-    folder_ = std::filesystem::path(::testing::TempDir()) / "checkpoint_test";
-    std::filesystem::remove_all(folder_);
-  }
-  void TearDown() override { std::filesystem::remove_all(folder_); }
-
   absl::StatusOr<std::unique_ptr<Checkpoint>> Open() {
     return Checkpoint::Open(folder_.string());
   }
@@ -44,7 +39,8 @@ class CheckpointTest : public ::testing::Test {
     std::ofstream(folder_ / name) << text;
   }
 
-  std::filesystem::path folder_;
+  testing::TempFolder temp_;
+  const std::filesystem::path& folder_ = temp_.path();
 };
 
 PlannedTensor& Named(std::vector<PlannedTensor>& plan, std::string_view key) {
@@ -57,7 +53,7 @@ TEST_F(CheckpointTest, EveryLayoutOpens) {
     for (const bool fused : {true, false}) {
       for (const int files : {1, 3}) {
         for (const DType dtype : {DType::kBF16, DType::kF32}) {
-          std::filesystem::remove_all(folder_);
+          temp_.Clear();
           WriteCheckpoint(folder_,
                           {.dtype = dtype,
                            .fused = fused,
@@ -162,7 +158,7 @@ TEST_F(CheckpointTest, Bf16Decays) {
 TEST_F(CheckpointTest, IndexAndFilesMustAgree) {
   const std::string index = "model.safetensors.index.json";
   const auto rewrite = [&](const std::string& from, const std::string& to) {
-    std::filesystem::remove_all(folder_);
+    temp_.Clear();
     WriteCheckpoint(folder_, {.files = 2});
     std::ifstream in(folder_ / index);
     std::string text((std::istreambuf_iterator<char>(in)), {});

@@ -10,6 +10,8 @@
 #include <span>
 #include <string>
 
+#include "tests/testing/temp_folder.h"
+
 namespace conclave::checkpoint {
 namespace {
 
@@ -175,23 +177,22 @@ TEST(SafetensorsFile, WhatCannotBeOpenedIsNamed) {
   const auto folder = SafetensorsFile::Open(::testing::TempDir()).status();
   EXPECT_EQ(folder.code(), absl::StatusCode::kInvalidArgument);
   // Opening a pipe must not wait for a writer.
-  const std::string pipe = ::testing::TempDir() + "safetensors_test.pipe";
-  std::filesystem::remove(pipe);
+  const testing::TempFolder temp;
+  const std::string pipe = temp.path() / "pipe";
   ASSERT_EQ(mkfifo(pipe.c_str(), 0600), 0);
   EXPECT_EQ(SafetensorsFile::Open(pipe).status().code(),
             absl::StatusCode::kInvalidArgument);
-  std::filesystem::remove(pipe);
 }
 
 TEST(SafetensorsFile, ReadNoticesThatTheFileBecameShorter) {
-  const std::string path = ::testing::TempDir() + "shorter.safetensors";
+  const testing::TempFolder temp;
+  const std::string path = temp.path() / "shorter.safetensors";
   std::ofstream(path, std::ios::binary) << File(kTwo, 12);
   const auto file = SafetensorsFile::Open(path);
   ASSERT_TRUE(file.ok()) << file.status();
   std::filesystem::resize_file(path, 20);
   std::vector<std::byte> out(4);
   EXPECT_EQ((*file)->Read(100, out).code(), absl::StatusCode::kDataLoss);
-  std::filesystem::remove(path);
 }
 
 }  // namespace

@@ -12,6 +12,7 @@
 #include <string>
 
 #include "tests/testing/checkpoint_writer.h"
+#include "tests/testing/temp_folder.h"
 
 namespace conclave::checkpoint {
 namespace {
@@ -22,21 +23,16 @@ using testing::WriteCheckpoint;
 
 class ShardTest : public ::testing::Test {
  protected:
-  void SetUp() override {
-    folder_ = std::filesystem::path(::testing::TempDir()) / "shard_test";
-    std::filesystem::remove_all(folder_);
-  }
-  void TearDown() override { std::filesystem::remove_all(folder_); }
-
   std::unique_ptr<Checkpoint> Open(const CheckpointOptions& options) {
-    std::filesystem::remove_all(folder_);
+    temp_.Clear();
     WriteCheckpoint(folder_, options);
     auto opened = Checkpoint::Open(folder_.string());
     EXPECT_TRUE(opened.ok()) << opened.status();
     return opened.ok() ? *std::move(opened) : nullptr;
   }
 
-  std::filesystem::path folder_;
+  testing::TempFolder temp_;
+  const std::filesystem::path& folder_ = temp_.path();
 };
 
 // Different experts and widths per layer; layer 1 has none.

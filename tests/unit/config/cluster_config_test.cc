@@ -9,6 +9,7 @@
 #include <string>
 
 #include "common/config/yaml_reader.h"
+#include "tests/testing/temp_folder.h"
 
 namespace conclave::config {
 namespace {
@@ -209,17 +210,15 @@ TEST(ClusterConfig, FindWorkerListsTheNames) {
 class KeyFile : public ::testing::Test {
  protected:
   void SetUp() override {
-    folder_ = std::filesystem::path(::testing::TempDir()) / "key_file_test";
-    std::filesystem::create_directories(folder_);
     Write("cluster.yaml", "coordinator: {api_key_file: key}\n");
   }
-  void TearDown() override { std::filesystem::remove_all(folder_); }
   void Write(const std::string& name, const std::string& text) {
     std::ofstream(folder_ / name) << text;
   }
   std::string Path() const { return (folder_ / "cluster.yaml").string(); }
 
-  std::filesystem::path folder_;
+  testing::TempFolder temp_;
+  const std::filesystem::path& folder_ = temp_.path();
 };
 
 TEST_F(KeyFile, IsReadWithoutItsLineEnd) {
