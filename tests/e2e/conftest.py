@@ -1,0 +1,41 @@
+"""Fixtures: one cluster that reading tests share, and a factory for the
+tests that break things."""
+import json
+
+import pytest
+
+from processes import ROOT, Cluster
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory):
+    one = Cluster(tmp_path_factory.mktemp("cluster"))
+    try:
+        yield one.start()
+    finally:
+        one.stop()
+
+
+@pytest.fixture
+def make_cluster(tmp_path):
+    made = []
+
+    def make(**arguments):
+        folder = tmp_path / f"cluster{len(made)}"
+        folder.mkdir()
+        made.append(Cluster(folder, **arguments))
+        return made[-1].start()
+
+    yield make
+    for one in made:
+        try:
+            one.stop()
+        finally:
+            print(one.logs())
+
+
+@pytest.fixture(scope="session")
+def goldens():
+    """The official implementation's outputs, by name."""
+    prompts = json.loads((ROOT / "tests/golden/prompts.json").read_text())
+    return {prompt["name"]: prompt for prompt in prompts}
