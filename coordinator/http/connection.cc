@@ -3,6 +3,7 @@
 
 #include <chrono>
 #include <cstddef>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <type_traits>
@@ -306,8 +307,9 @@ class Connection : public std::enable_shared_from_this<Connection<Stream>> {
     StopTimer();
     ErrorCode ignored;
     stream_.lowest_layer().close(ignored);
-    absl::MutexLock lock(&shared_->mutex);
+    const std::lock_guard lock(shared_->mutex);
     shared_->open.erase(key_);
+    if (shared_->open.empty()) shared_->all_closed.notify_all();
   }
 
   void StartTimer(absl::Duration duration) {
@@ -351,7 +353,7 @@ class Connection : public std::enable_shared_from_this<Connection<Stream>> {
 template <typename Stream>
 void Launch(Stream stream, const std::shared_ptr<ConnectionShared>& shared) {
   auto executor = stream.get_executor();
-  absl::MutexLock lock(&shared->mutex);
+  const std::lock_guard lock(shared->mutex);
   if (shared->stopping) return;
   const uint64_t key = shared->next_key++;
   auto connection =
@@ -372,7 +374,7 @@ void StartConnection(Tcp::socket socket,
   socket.set_option(Tcp::no_delay(true), ignored);
   size_t open = 0;
   {
-    absl::MutexLock lock(&shared->mutex);
+    const std::lock_guard lock(shared->mutex);
     open = shared->open.size();
   }
   if (open >= static_cast<size_t>(shared->options.connections_max)) {

@@ -3,6 +3,7 @@
 
 #include <chrono>
 #include <exception>
+#include <mutex>
 #include <string>
 #include <thread>
 #include <utility>
@@ -119,13 +120,12 @@ struct Server::Impl {
   }
 
   void EndConnections(bool at_once, absl::Duration wait) {
-    absl::MutexLock lock(&shared->mutex);
+    std::unique_lock lock(shared->mutex);
     shared->stopping = true;
     for (auto& [key, end] : shared->open) end(at_once);
-    shared->mutex.AwaitWithTimeout(
-        absl::Condition(
-            +[](ConnectionShared* s) { return s->open.empty(); }, shared.get()),
-        wait);
+    shared->all_closed.wait_for(lock, absl::ToChronoNanoseconds(wait), [this] {
+      return shared->open.empty();
+    });
   }
 
   void Stop(absl::Duration grace) {

@@ -1,16 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <chrono>
+#include <condition_variable>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <utility>
 #include <vector>
 
-#include "absl/base/thread_annotations.h"
 #include "absl/strings/match.h"
-#include "absl/synchronization/mutex.h"
 #include "coordinator/http/router.h"
 #include "coordinator/http/server.h"
 #include "gtest/gtest.h"
@@ -25,22 +26,24 @@ class FakeEngine {
   EngineCalls Calls() {
     EngineCalls out;
     out.next_id = [this] {
-      absl::MutexLock lock(&mutex_);
+      const std::lock_guard lock(mutex_);
       return static_cast<RequestId>(++last_id_);
     };
     out.submit = [this](GenerateRequest request,
                         TokenSink sink) -> absl::StatusOr<int32_t> {
-      absl::MutexLock lock(&mutex_);
+      const std::lock_guard lock(mutex_);
       if (!refusal_.ok()) return refusal_;
       sinks_.emplace_back(request.id, std::move(sink));
+      changed_.notify_all();
       return 3;
     };
     out.cancel = [this](RequestId id) {
-      absl::MutexLock lock(&mutex_);
+      const std::lock_guard lock(mutex_);
       cancelled_.push_back(id);
+      changed_.notify_all();
     };
     out.health = [this] {
-      absl::MutexLock lock(&mutex_);
+      const std::lock_guard lock(mutex_);
       return health_;
     };
     out.info = [] {
@@ -52,44 +55,43 @@ class FakeEngine {
   }
 
   void Refuse(absl::Status status) {
-    absl::MutexLock lock(&mutex_);
+    const std::lock_guard lock(mutex_);
     refusal_ = std::move(status);
   }
   void Ail(absl::Status status) {
-    absl::MutexLock lock(&mutex_);
+    const std::lock_guard lock(mutex_);
     health_ = std::move(status);
   }
   // Waits for the n-th submitted request.
   TokenSink Sink(size_t n) {
-    absl::MutexLock lock(&mutex_);
-    const auto there = [this, n]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-      return sinks_.size() > n;
-    };
-    if (!mutex_.AwaitWithTimeout(absl::Condition(&there), absl::Seconds(20))) {
+    std::unique_lock lock(mutex_);
+    if (!changed_.wait_for(
+            lock, kPatience, [&] { return sinks_.size() > n; })) {
       ADD_FAILURE() << "request " << n << " was not submitted";
       return [](const TokenEvent&) {};
     }
     return sinks_[n].second;
   }
   bool WaitForCancels(size_t n) {
-    absl::MutexLock lock(&mutex_);
-    const auto there = [this, n]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-      return cancelled_.size() >= n;
-    };
-    return mutex_.AwaitWithTimeout(absl::Condition(&there), absl::Seconds(20));
+    std::unique_lock lock(mutex_);
+    return changed_.wait_for(
+        lock, kPatience, [&] { return cancelled_.size() >= n; });
   }
   size_t cancels() {
-    absl::MutexLock lock(&mutex_);
+    const std::lock_guard lock(mutex_);
     return cancelled_.size();
   }
 
  private:
-  absl::Mutex mutex_;
-  uint64_t last_id_ ABSL_GUARDED_BY(mutex_) = 0;
-  absl::Status refusal_ ABSL_GUARDED_BY(mutex_);
-  absl::Status health_ ABSL_GUARDED_BY(mutex_);
-  std::vector<std::pair<RequestId, TokenSink>> sinks_ ABSL_GUARDED_BY(mutex_);
-  std::vector<RequestId> cancelled_ ABSL_GUARDED_BY(mutex_);
+  static constexpr std::chrono::seconds kPatience{20};
+
+  std::mutex mutex_;  // guards all below
+  std::condition_variable changed_;
+  uint64_t last_id_ = 0;
+  absl::Status refusal_;
+  absl::Status health_;
+  std::vector<std::pair<RequestId, TokenSink>> sinks_;
+  std::vector<RequestId> cancelled_;
 };
 
 inline constexpr char kChat[] =
