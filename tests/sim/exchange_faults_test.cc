@@ -61,6 +61,7 @@ class ExchangeFaults : public ::testing::Test {
     options.transport = &transport_;
     options.clock = &clock_;
     options.deadline = kDeadline;
+    options.metrics = &metrics_;
     remote_ = *RemoteExperts::Create(std::move(options));
     shards_ = *LocalShards::Load(
         testing::TinyModel(), cluster_.placement(), std::nullopt, nullptr);
@@ -121,6 +122,7 @@ class ExchangeFaults : public ::testing::Test {
     };
   }
 
+  Metrics metrics_;
   ThreadPool pool_;
   testing::SimulatedClock clock_;
   MemoryCluster cluster_;
@@ -136,6 +138,11 @@ class ExchangeFaults : public ::testing::Test {
 
 TEST_F(ExchangeFaults, NoFault) {
   for (int32_t layer = 0; layer < 8; ++layer) ExpectRight(layer);
+  EXPECT_THAT(metrics_.Render(),
+              AllOf(HasSubstr("conclave_exchange_wait_seconds_count 8"),
+                    HasSubstr("conclave_exchange_dispatch_seconds_count 8"),
+                    HasSubstr("conclave_exchange_sent_bytes_total"),
+                    Not(HasSubstr("received_bytes_total 0"))));
 }
 
 TEST_F(ExchangeFaults, TheOrderOfArrivalDoesNotMatter) {

@@ -7,6 +7,7 @@
 
 #include <memory>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -156,24 +157,30 @@ TEST(OneListOfShards, AnyWorkersGiveTheSameBits) {
   }
 }
 
-class OtherShards : public ::testing::TestWithParam<size_t> {};
+class OtherShards
+    : public ::testing::TestWithParam<std::tuple<size_t, size_t>> {};
 
 TEST_P(OtherShards, GiveTheSameGreedyTokens) {
-  Remote remote(Topologies()[GetParam()].config(), kernels::Backend::kCpu);
-  for (const auto& prompt : testing::GoldenPrompts()) {
-    const std::vector<int32_t> want = prompt.greedy_until_eos();
-    const auto got =
-        remote.runner->Greedy(prompt.ids, static_cast<int32_t>(want.size()));
-    ASSERT_TRUE(got.ok()) << prompt.name << ": " << got.status();
-    EXPECT_EQ(*got, want) << prompt.name;
-  }
+  const auto [topology, prompt_index] = GetParam();
+  const auto& prompt = testing::GoldenPrompts()[prompt_index];
+  Remote remote(Topologies()[topology].config(), kernels::Backend::kCpu);
+  const std::vector<int32_t> want = prompt.greedy_until_eos();
+  const auto got =
+      remote.runner->Greedy(prompt.ids, static_cast<int32_t>(want.size()));
+  ASSERT_TRUE(got.ok()) << prompt.name << ": " << got.status();
+  EXPECT_EQ(*got, want) << prompt.name;
 }
 
 INSTANTIATE_TEST_SUITE_P(Topologies,
                          OtherShards,
-                         ::testing::Values(2, 5, 8),
+                         ::testing::Combine(::testing::Values(2, 5, 8),
+                                            ::testing::Range(size_t{0},
+                                                             size_t{12})),
                          [](const auto& info) {
-                           return Topologies()[info.param].name;
+                           return absl::StrCat(
+                               Topologies()[std::get<0>(info.param)].name,
+                               "_",
+                               std::get<1>(info.param));
                          });
 
 TEST(NarrowRows, Bf16OnTheWireIsCloseButNotEqual) {
