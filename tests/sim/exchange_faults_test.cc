@@ -46,9 +46,10 @@ class ExchangeFaults : public ::testing::Test {
     testing::Seeded random(11);
     x_ = random.Floats(static_cast<size_t>(kRows) * hidden_);
     for (int32_t row = 0; row < kRows; ++row) {
-      // Experts 0 .. 7 lie on w0, 8 .. 15 on w1; each row needs both.
+      // Experts 0 .. 7 lie on w0, 8 .. 15 on w1; some rows need w0 alone.
+      const int32_t stride = row % 3 == 0 ? 1 : 4;
       for (int32_t k = 0; k < kTopK; ++k) {
-        expert_.push_back((row + 4 * k) % 16);
+        expert_.push_back((row + stride * k) % 16);
         weight_.push_back(static_cast<float>(random.Real()));
       }
     }
