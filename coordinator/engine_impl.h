@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/synchronization/mutex.h"
+#include "coordinator/engine.h"
+#include "coordinator/engine_metrics.h"
+#include "coordinator/generation_config.h"
+#include "coordinator/model/decoder.h"
+#include "coordinator/reply_stream.h"
+#include "coordinator/sample/sampler.h"
+#include "coordinator/schedule/scheduler.h"
+#include "coordinator/text/tokenizer.h"
+
+namespace conclave {
+
+// One accepted request. Made by Submit, then owned by the engine thread.
+struct ActiveRequest {
+  GenerateRequest request;
+  TokenSink sink;
+  std::vector<int32_t> tokens;  // prompt, then generated ones
+  int32_t prompt_tokens = 0;
+  int32_t max_tokens = 0;
+  schedule::SequenceSpec spec;
+  std::unique_ptr<sample::Sampler> sampler;
+  std::unique_ptr<ReplyStream> stream;
+  std::vector<TokenLogprob> prompt_logprobs;  // echo
+  absl::Time submitted;
+  bool begun = false;  // an event has been sent
+
+  int32_t generated() const {
+    return static_cast<int32_t>(tokens.size()) - prompt_tokens;
+  }
+};
+
+// docs/contracts/step.md is normative for the loop.
+struct Engine::Impl {
+  // Any thread (engine_submit.cc).
+  absl::StatusOr<int32_t> Submit(GenerateRequest request, TokenSink sink);
+  absl::StatusOr<std::unique_ptr<ActiveRequest>> Prepare(
+      GenerateRequest request, TokenSink sink) const;
+  absl::StatusOr<std::vector<int32_t>> PromptIds(GenerateRequest& request,
+                                                 bool* thinking) const;
+  void Cancel(RequestId id);
+
+  // Engine thread (engine_step.cc).
+  void Loop();
+  void TakeInbox();
+  void RefuseWaiting();
+  absl::Status RunStep(const schedule::StepPlan& plan);
+  void Emit(const schedule::PlannedRows& rows, std::span<const float> logits);
+  void ScorePrompt(ActiveRequest& r,
+                   const schedule::PlannedRows& rows,
+                   std::span<const float> logits);
+  // False: the reply has ended.
+  bool TakeToken(ActiveRequest& r, std::span<const float> logits);
+  bool IsEos(int32_t token) const;
+  void Fail(RequestId id, const absl::Status& status);
+  void Retire(RequestId id, const char* outcome);
+  void UpdateGauges();
+
+  EngineParts parts;
+  std::unique_ptr<text::Tokenizer> tokenizer;
+  std::unique_ptr<model::Decoder> decoder;
+  std::unique_ptr<schedule::Scheduler> scheduler;
+  std::unique_ptr<EngineMetrics> metrics;
+  SamplingParams default_sampling;
+  RequestBounds bounds;
+  int32_t max_outstanding = 0;  // running and waiting
+  int32_t max_queue = 0;
+  absl::flat_hash_map<RequestId, std::unique_ptr<ActiveRequest>> active;
+
+  std::atomic<uint64_t> next_id{1};
+  std::atomic<int32_t> running{0};
+  std::atomic<int32_t> waiting{0};
+
+  absl::Mutex mutex;
+  std::vector<std::unique_ptr<ActiveRequest>> inbox ABSL_GUARDED_BY(mutex);
+  std::vector<RequestId> cancelled ABSL_GUARDED_BY(mutex);
+  int32_t outstanding ABSL_GUARDED_BY(mutex) = 0;
+  bool stop ABSL_GUARDED_BY(mutex) = false;
+  std::thread thread;
+};
+
+}  // namespace conclave
