@@ -102,8 +102,9 @@ Engine::Engine(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 
 Engine::~Engine() {
   {
-    absl::MutexLock lock(&impl_->mutex);
+    const std::lock_guard<std::mutex> lock(impl_->mutex);
     impl_->stop = true;
+    impl_->arrival.notify_one();
   }
   if (impl_->thread.joinable()) impl_->thread.join();
 }

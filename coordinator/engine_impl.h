@@ -2,13 +2,14 @@
 #pragma once
 
 #include <atomic>
+#include <condition_variable>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
-#include "absl/synchronization/mutex.h"
 #include "coordinator/engine.h"
 #include "coordinator/engine_metrics.h"
 #include "coordinator/generation_config.h"
@@ -80,11 +81,14 @@ struct Engine::Impl {
   std::atomic<int32_t> running{0};
   std::atomic<int32_t> waiting{0};
 
-  absl::Mutex mutex;
-  std::vector<std::unique_ptr<ActiveRequest>> inbox ABSL_GUARDED_BY(mutex);
-  std::vector<RequestId> cancelled ABSL_GUARDED_BY(mutex);
-  int32_t outstanding ABSL_GUARDED_BY(mutex) = 0;
-  bool stop ABSL_GUARDED_BY(mutex) = false;
+  // Guards what follows. Not absl::Mutex: the thread sanitizer cannot see into
+  // the distribution's library.
+  std::mutex mutex;
+  std::condition_variable arrival;
+  std::vector<std::unique_ptr<ActiveRequest>> inbox;
+  std::vector<RequestId> cancelled;
+  int32_t outstanding = 0;
+  bool stop = false;
   std::thread thread;
 };
 

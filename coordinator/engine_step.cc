@@ -15,17 +15,11 @@ using schedule::StepPlan;
 void Engine::Impl::Loop() {
   for (;;) {
     {
-      absl::MutexLock lock(&mutex);
-      // Work, or something to take in; a lost cluster is looked at again.
-      mutex.AwaitWithTimeout(absl::Condition(
-                                 +[](Impl* e) {
-                                   e->mutex.AssertReaderHeld();
-                                   return e->stop || !e->inbox.empty() ||
-                                          !e->cancelled.empty() ||
-                                          !e->active.empty();
-                                 },
-                                 this),
-                             absl::Milliseconds(500));
+      std::unique_lock<std::mutex> lock(mutex);
+      // Work, or something to take in.
+      arrival.wait(lock, [this] {
+        return stop || !inbox.empty() || !cancelled.empty() || !active.empty();
+      });
       if (stop) break;
     }
     TakeInbox();
@@ -48,7 +42,7 @@ void Engine::Impl::TakeInbox() {
   std::vector<std::unique_ptr<ActiveRequest>> arrived;
   std::vector<RequestId> gone;
   {
-    absl::MutexLock lock(&mutex);
+    const std::lock_guard<std::mutex> lock(mutex);
     arrived.swap(inbox);
     gone.swap(cancelled);
   }
@@ -247,7 +241,7 @@ void Engine::Impl::Retire(RequestId id, const char* outcome) {
   scheduler->Remove(id);
   active.erase(id);
   metrics->Ended(outcome);
-  absl::MutexLock lock(&mutex);
+  const std::lock_guard<std::mutex> lock(mutex);
   --outstanding;
 }
 

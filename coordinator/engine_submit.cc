@@ -121,7 +121,7 @@ absl::StatusOr<int32_t> Engine::Impl::Submit(GenerateRequest request,
                    Prepare(std::move(request), std::move(sink)));
   if (parts.ready != nullptr) RETURN_IF_ERROR(parts.ready());
   const int32_t prompt_tokens = active->prompt_tokens;
-  absl::MutexLock lock(&mutex);
+  const std::lock_guard<std::mutex> lock(mutex);
   if (stop) return absl::UnavailableError("the server is stopping");
   if (outstanding >= max_outstanding) {
     return absl::ResourceExhaustedError(
@@ -129,12 +129,14 @@ absl::StatusOr<int32_t> Engine::Impl::Submit(GenerateRequest request,
   }
   ++outstanding;
   inbox.push_back(std::move(active));
+  arrival.notify_one();
   return prompt_tokens;
 }
 
 void Engine::Impl::Cancel(RequestId id) {
-  absl::MutexLock lock(&mutex);
+  const std::lock_guard<std::mutex> lock(mutex);
   cancelled.push_back(id);
+  arrival.notify_one();
 }
 
 }  // namespace conclave

@@ -32,6 +32,8 @@ ABSL_FLAG(int32_t, repeats, 5, "measurements of each case; medians are shown");
 namespace conclave::cli {
 namespace {
 
+constexpr absl::Duration kReadyWithin = absl::Seconds(60);
+
 struct Case {
   std::string backend;
   int32_t threads = 1;
@@ -54,6 +56,8 @@ class Runner {
     options.metrics = &runner->metrics_;
     options.show_progress = false;
     ASSIGN_OR_RETURN(runner->deployment_, Deployment::Create(config, options));
+    RETURN_IF_ERROR(
+        runner->deployment_->WaitReady(RealClock()->Now() + kReadyWithin));
     const int32_t tokens =
         std::max(absl::GetFlag(FLAGS_context) + absl::GetFlag(FLAGS_steps),
                  absl::GetFlag(FLAGS_prefill));
@@ -238,7 +242,7 @@ int Run(const std::vector<std::string>&) {
 Command BenchDecodeCommand() {
   return {.name = "bench decode",
           .summary = "Decode and prefill speed on this machine.",
-          .usage = "conclave bench decode (--model DIR | --config FILE)",
+          .usage = "bench decode (--model DIR | --config FILE)",
           .examples =
               "  conclave bench decode --model DIR\n"
               "  conclave bench decode --model DIR --sequences 1,8,16 "

@@ -270,7 +270,7 @@ int Run(const std::vector<std::string>& arguments) {
 Command ChatCommand() {
   return {.name = "chat",
           .summary = "Talk to a running server in the terminal.",
-          .usage = "conclave chat [--url URL]",
+          .usage = "chat [--url URL]",
           .examples =
               "  conclave chat\n"
               "  conclave chat --once \"Tell me a story about a fox.\"\n"

@@ -14,7 +14,7 @@ namespace conclave::cli {
 struct Command {
   std::string_view name;     // "serve", "bench decode"
   std::string_view summary;  // one line
-  std::string_view usage;    // "conclave serve (--config FILE | --model DIR)"
+  std::string_view usage;    // "serve (--config FILE | --model DIR)"
   std::string_view examples;
   std::vector<std::string_view> flags;
   // Positional arguments that are left; returns the exit code.

@@ -5,13 +5,12 @@
 #include <utility>
 #include <vector>
 
-#include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
 #include "coordinator/cli/progress.h"
-#include "coordinator/cli/table.h"
 #include "coordinator/cluster/placement.h"
 #include "coordinator/experts/local_experts.h"
 #include "coordinator/experts/local_shards.h"
+#include "coordinator/experts/remote_experts.h"
 
 namespace conclave::cli {
 
@@ -19,16 +18,20 @@ struct Deployment::Impl {
   v1::ClusterConfig config;
   std::unique_ptr<checkpoint::Checkpoint> checkpoint;
   Placement placement;
+  std::unique_ptr<Progress> progress;
   std::unique_ptr<ThreadPool> pool;
   std::unique_ptr<experts::LocalShards> shards;  // the coordinator's own
+  std::unique_ptr<cluster::Cluster> cluster;     // null without workers
   std::unique_ptr<experts::Experts> experts;
 
+  absl::Status LoadOwn(std::optional<WorkerId> holder);
   absl::Status MakeLocal(const Options& options);
+  absl::Status MakeRemote(const Options& options);
 };
 
 namespace {
 
-// Spinning helpers only where every one of them has a core.
+// Spinning threads only where every one of them has a core.
 int32_t SpinOf(const v1::ClusterConfig& config, int32_t threads) {
   if (config.coordinator().spin_us() < 0 || threads > AvailableCores()) {
     return 0;
@@ -38,14 +41,18 @@ int32_t SpinOf(const v1::ClusterConfig& config, int32_t threads) {
 
 }  // namespace
 
-absl::Status Deployment::Impl::MakeLocal(const Options& options) {
-  Progress progress(options.clock, options.show_progress);
-  const auto on_load = [&](uint64_t done, uint64_t total) {
-    progress.Update("experts", done, total);
+absl::Status Deployment::Impl::LoadOwn(std::optional<WorkerId> holder) {
+  const auto on_load = [this](uint64_t done, uint64_t total) {
+    progress->Update("coordinator", done, total);
   };
-  ASSIGN_OR_RETURN(shards,
-                   experts::LocalShards::Load(
-                       *checkpoint, placement, std::nullopt, on_load));
+  ASSIGN_OR_RETURN(
+      shards,
+      experts::LocalShards::Load(*checkpoint, placement, holder, on_load));
+  return absl::OkStatus();
+}
+
+absl::Status Deployment::Impl::MakeLocal(const Options& options) {
+  RETURN_IF_ERROR(LoadOwn(std::nullopt));
   ASSIGN_OR_RETURN(
       experts,
       experts::LocalExperts::Create(placement,
@@ -56,21 +63,47 @@ absl::Status Deployment::Impl::MakeLocal(const Options& options) {
   return absl::OkStatus();
 }
 
+absl::Status Deployment::Impl::MakeRemote(const Options& options) {
+  ASSIGN_OR_RETURN(cluster,
+                   cluster::Cluster::Start(
+                       {.config = config,
+                        .placement = placement,
+                        .config_sha256 = checkpoint->config().config_sha256,
+                        .clock = options.clock}));
+  RETURN_IF_ERROR(LoadOwn(kCoordinator));
+  ASSIGN_OR_RETURN(
+      experts,
+      experts::RemoteExperts::Create(
+          {.placement = placement,
+           .shape = checkpoint->config().expert_shape(),
+           .local = shards.get(),
+           .transport = cluster->transport(),
+           .clock = options.clock,
+           .metrics = options.metrics,
+           .generation = cluster->generation(),
+           .deadline = absl::Seconds(config.deadlines().exchange_s()),
+           .backend = options.backend,
+           .pool = pool.get()}));
+  return absl::OkStatus();
+}
+
 absl::StatusOr<std::unique_ptr<Deployment>> Deployment::Create(
     const v1::ClusterConfig& config, const Options& options) {
   auto impl = std::make_unique<Impl>();
   impl->config = config;
   ASSIGN_OR_RETURN(impl->checkpoint,
                    checkpoint::Checkpoint::Open(config.model()));
-  ASSIGN_OR_RETURN(
-      impl->placement,
-      cluster::MakePlacement(config,
-                             impl->checkpoint->config().expert_shape()));
+  ASSIGN_OR_RETURN(impl->placement,
+                   cluster::MakePlacement(
+                       config, impl->checkpoint->config().expert_shape()));
   int32_t threads = options.threads;
   if (threads <= 0) threads = config.coordinator().threads();
   if (threads <= 0) threads = AvailableCores();
+  impl->progress =
+      std::make_unique<Progress>(options.clock, options.show_progress);
   impl->pool = std::make_unique<ThreadPool>(threads, SpinOf(config, threads));
-  RETURN_IF_ERROR(impl->MakeLocal(options));
+  RETURN_IF_ERROR(config.workers_size() == 0 ? impl->MakeLocal(options)
+                                             : impl->MakeRemote(options));
   return std::unique_ptr<Deployment>(new Deployment(std::move(impl)));
 }
 
@@ -82,6 +115,30 @@ const checkpoint::Checkpoint& Deployment::checkpoint() const {
 }
 experts::Experts* Deployment::experts() { return impl_->experts.get(); }
 ThreadPool* Deployment::pool() { return impl_->pool.get(); }
-absl::Status Deployment::Ready() const { return absl::OkStatus(); }
+
+absl::Status Deployment::Ready() const {
+  return impl_->cluster == nullptr ? absl::OkStatus() : impl_->cluster->Ready();
+}
+
+absl::Status Deployment::WaitReady(absl::Time deadline) {
+  if (impl_->cluster == nullptr) return absl::OkStatus();
+  return impl_->cluster->WaitReady(
+      deadline, [this](const std::vector<cluster::WorkerState>& workers) {
+        for (const cluster::WorkerState& worker : workers) {
+          if (worker.bytes_total == 0) continue;
+          impl_->progress->Update(
+              worker.name, worker.bytes_done, worker.bytes_total);
+        }
+      });
+}
+
+std::string Deployment::Describe() const {
+  return cluster::ToString(impl_->placement, impl_->config);
+}
+
+std::vector<cluster::WorkerState> Deployment::Workers() const {
+  if (impl_->cluster == nullptr) return {};
+  return impl_->cluster->Workers();
+}
 
 }  // namespace conclave::cli

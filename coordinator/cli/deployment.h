@@ -1,17 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/time/time.h"
 #include "common/checkpoint/checkpoint.h"
 #include "common/clock.h"
 #include "common/metrics.h"
 #include "common/thread_pool.h"
 #include "conclave/v1/config.pb.h"
+#include "coordinator/cluster/membership.h"
 #include "coordinator/experts/experts.h"
 #include "kernels/context.h"
 
@@ -28,12 +30,10 @@ class Deployment {
     Clock* clock = nullptr;
     Metrics* metrics = nullptr;
     bool show_progress = true;  // of loading, on standard error
-    // Asked while waiting; true gives up with Cancelled.
-    std::function<bool()> stop;
   };
 
-  // Opens, places, dials and loads; returns when every worker is ready.
-  // Errors name the worker and the phase.
+  // Opens the checkpoint, places the experts, loads the coordinator's own and
+  // begins to dial the workers, which it does not wait for.
   static absl::StatusOr<std::unique_ptr<Deployment>> Create(
       const v1::ClusterConfig& config, const Options& options);
   ~Deployment();
@@ -43,6 +43,11 @@ class Deployment {
   ThreadPool* pool();
   // OK, or which worker is missing, with phase and last error.
   absl::Status Ready() const;
+  // Waits for the workers and shows how far they are; Ready() at the end.
+  absl::Status WaitReady(absl::Time deadline);
+  // Who holds what, a line each.
+  std::string Describe() const;
+  std::vector<cluster::WorkerState> Workers() const;
 
  private:
   struct Impl;
