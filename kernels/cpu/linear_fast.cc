@@ -74,12 +74,6 @@ HWY_INLINE V LoadPart(const float* from, int64_t count) {
   return hn::LoadU(F32(), all);
 }
 
-HWY_INLINE void StorePart(V v, int64_t count, float* to) {
-  float all[kLanes];
-  hn::StoreU(v, F32(), all);
-  std::memcpy(to, all, count * sizeof(float));
-}
-
 HWY_INLINE float SumOfSquares(const float* x, int64_t n) {
   const F32 df;
   V s0 = hn::Zero(df), s1 = s0, s2 = s0, s3 = s0;
