@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cstring>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <thread>
 #include <vector>
@@ -325,6 +326,56 @@ TEST(GrpcTransport, SilentWorkerBlocksNobody) {
   release.Notify();
   server->Shutdown(std::chrono::system_clock::now());
   silent.Stop();
+}
+
+// A control call whose client has gone before the answer comes, and one that
+// is answered by another thread.
+TEST(GrpcExchangeServer, ControlCallsAreAnsweredLater) {
+  std::mutex mu;
+  std::vector<Responder> held;
+  GrpcExchangeServer exchange(
+      {.spin_us = 0,
+       .handler = [](auto frame) { return Buffer::Copy(frame); },
+       .control =
+           [&](const std::string& method, const std::string&, Responder r) {
+             EXPECT_EQ(method, "/conclave.v1.WorkerControl/Health");
+             const std::lock_guard<std::mutex> lock(mu);
+             held.push_back(std::move(r));
+           }});
+  grpc::ServerBuilder builder;
+  ConfigureServer(&builder);
+  int port = 0;
+  builder.AddListeningPort("127.0.0.1:0", ServerCredentials({}), &port);
+  exchange.Register(&builder);
+  const auto server = builder.BuildAndStart();
+  exchange.Start();
+  const auto stub = v1::WorkerControl::NewStub(
+      Dial(absl::StrCat("127.0.0.1:", port), {}, Traffic::kControl));
+  v1::HealthReply reply;
+  {
+    grpc::ClientContext context;
+    context.set_deadline(
+        absl::ToChronoTime(RealClock()->Now() + absl::Milliseconds(100)));
+    EXPECT_EQ(stub->Health(&context, {}, &reply).error_code(),
+              grpc::StatusCode::DEADLINE_EXCEEDED);
+  }
+  std::thread answers([&] {
+    for (size_t answered = 0; answered < 2;) {
+      const std::lock_guard<std::mutex> lock(mu);
+      if (held.size() <= answered) continue;
+      v1::HealthReply message;
+      message.set_frames_served(answered);
+      held[answered].send(message.SerializeAsString());
+      held[answered++].finish(absl::OkStatus());
+    }
+  });
+  grpc::ClientContext context;
+  const grpc::Status status = stub->Health(&context, {}, &reply);
+  EXPECT_TRUE(status.ok()) << status.error_message();
+  EXPECT_EQ(reply.frames_served(), 1u);
+  answers.join();
+  server->Shutdown(std::chrono::system_clock::now());
+  exchange.Stop();
 }
 
 }  // namespace
