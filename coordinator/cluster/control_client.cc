@@ -54,6 +54,31 @@ class AssignStream {
 
 }  // namespace
 
+class ControlClient::Call {
+ public:
+  Call(ControlClient* client, absl::Duration deadline) : client_(client) {
+    context_.set_deadline(absl::ToChronoTime(client->clock_->Now() + deadline));
+    const std::lock_guard<std::mutex> lock(client->mu_);
+    client->running_ = &context_;
+    if (client->cancelled_) context_.TryCancel();
+  }
+  ~Call() {
+    const std::lock_guard<std::mutex> lock(client_->mu_);
+    client_->running_ = nullptr;
+  }
+  grpc::ClientContext* context() { return &context_; }
+
+ private:
+  ControlClient* const client_;
+  grpc::ClientContext context_;
+};
+
+void ControlClient::Cancel() {
+  const std::lock_guard<std::mutex> lock(mu_);
+  cancelled_ = true;
+  if (running_ != nullptr) running_->TryCancel();
+}
+
 ControlClient::ControlClient(std::string peer,
                              const std::shared_ptr<grpc::Channel>& channel,
                              Clock* clock)
@@ -67,10 +92,9 @@ std::string ControlClient::Label(const std::string& phase) const {
 
 absl::StatusOr<v1::RegisterReply> ControlClient::Register(
     const v1::RegisterRequest& request, absl::Duration deadline) {
-  grpc::ClientContext context;
-  context.set_deadline(absl::ToChronoTime(clock_->Now() + deadline));
+  Call call(this, deadline);
   v1::RegisterReply reply;
-  const grpc::Status status = stub_->Register(&context, request, &reply);
+  const grpc::Status status = stub_->Register(call.context(), request, &reply);
   if (!status.ok()) return FromGrpc(status, Label("connect"));
   if (reply.protocol_version() != kProtocolVersion) {
     return absl::FailedPreconditionError(
@@ -132,12 +156,11 @@ absl::Status ControlClient::Assign(const v1::AssignRequest& request,
 
 absl::StatusOr<v1::HealthReply> ControlClient::Health(uint64_t generation,
                                                       absl::Duration deadline) {
-  grpc::ClientContext context;
-  context.set_deadline(absl::ToChronoTime(clock_->Now() + deadline));
+  Call call(this, deadline);
   v1::HealthRequest request;
   request.set_generation(generation);
   v1::HealthReply reply;
-  const grpc::Status status = stub_->Health(&context, request, &reply);
+  const grpc::Status status = stub_->Health(call.context(), request, &reply);
   if (!status.ok()) return FromGrpc(status, Label("health"));
   return reply;
 }

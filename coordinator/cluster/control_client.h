@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <string>
 
 #include "absl/status/status.h"
@@ -39,12 +40,20 @@ class ControlClient {
   absl::StatusOr<v1::HealthReply> Health(uint64_t generation,
                                          absl::Duration deadline);
 
+  // Ends a Register or Health that runs, and later ones. From any thread.
+  void Cancel();
+
  private:
+  // The context of the blocking call that runs.
+  class Call;
   std::string Label(const std::string& phase) const;
 
   const std::string peer_;
   Clock* const clock_;
   std::unique_ptr<v1::WorkerControl::Stub> stub_;
+  std::mutex mu_;
+  bool cancelled_ = false;
+  grpc::ClientContext* running_ = nullptr;
 };
 
 }  // namespace conclave::cluster

@@ -109,7 +109,8 @@ struct Cluster::Impl {
   }
   void Enter(size_t index, Phase phase);
   void Failed(size_t index, Phase phase, const absl::Status& error);
-  // False: the cluster is ending.
+  // So that the end of the cluster ends its calls. Both: false at the end.
+  bool Adopt(size_t index, ControlClient* client);
   bool Sleep(absl::Duration duration);
 
   const ClusterParts parts;
@@ -119,7 +120,8 @@ struct Cluster::Impl {
   absl::Duration connect, load_progress, health;
   mutable std::mutex mu;
   std::condition_variable changed;
-  std::vector<WorkerState> states;  // guarded by mu
+  std::vector<WorkerState> states;      // guarded by mu
+  std::vector<ControlClient*> clients;  // guarded by mu
   std::atomic<bool> stop{false};
   std::vector<std::thread> keepers;
 };
@@ -129,6 +131,12 @@ bool Cluster::Impl::Sleep(absl::Duration duration) {
   changed.wait_for(lock, absl::ToChronoNanoseconds(duration), [this] {
     return stop.load();
   });
+  return !stop;
+}
+
+bool Cluster::Impl::Adopt(size_t index, ControlClient* client) {
+  const std::lock_guard<std::mutex> lock(mu);
+  clients[index] = client;
   return !stop;
 }
 
@@ -167,11 +175,13 @@ void Cluster::Impl::Keep(size_t index) {
         Peer(index),
         transport::Dial(worker.address(), keys, transport::Traffic::kControl),
         parts.clock);
+    if (!Adopt(index, &client)) return;
     absl::Status status = BringUp(index, &client);
     if (status.ok()) {
       backoff = kBackoffMin;
       status = Watch(index, &client);
     }
+    Adopt(index, nullptr);
     grpc.Disconnect(static_cast<WorkerId>(index), status);
     Failed(index, Phase::kConnect, status);
     if (!Sleep(backoff)) return;
@@ -307,6 +317,9 @@ Cluster::~Cluster() {
   {
     const std::lock_guard<std::mutex> lock(impl_->mu);
     impl_->stop = true;
+    for (ControlClient* client : impl_->clients) {
+      if (client != nullptr) client->Cancel();
+    }
   }
   impl_->changed.notify_all();
   for (std::thread& keeper : impl_->keepers) keeper.join();
@@ -330,6 +343,7 @@ absl::StatusOr<std::unique_ptr<Cluster>> Cluster::Start(ClusterParts parts) {
     state.name = worker.name();
     state.address = worker.address();
   }
+  impl->clients.resize(impl->states.size());
   for (size_t i = 0; i < impl->states.size(); ++i) {
     impl->keepers.emplace_back([raw = impl.get(), i] { raw->Keep(i); });
   }

@@ -217,6 +217,10 @@ TEST(Cluster, StoppedWorkerIsSilentAndComesBack) {
   kill(pid, SIGCONT);
   ASSERT_TRUE(Wait(cluster.get()).ok()) << cluster->Ready();
   Exchange(cluster.get(), parts);
+  // The end does not wait for a worker that is silent.
+  kill(pid, SIGSTOP);
+  cluster = nullptr;
+  kill(pid, SIGCONT);
   kill(pid, SIGTERM);
   int status = 0;
   waitpid(pid, &status, 0);
