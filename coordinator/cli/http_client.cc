@@ -39,6 +39,7 @@ class Exchange {
     beast::flat_buffer buffer;
     http::response_parser<http::buffer_body> parser;
     parser.body_limit(boost::none);
+    Begin();
     http::async_read_header(
         stream_, buffer, parser, [this](error_code e, size_t) { Done(e); });
     RETURN_IF_ERROR(Wait("waiting for the reply"));
@@ -49,6 +50,7 @@ class Exchange {
     while (!stopped_ && !parser.is_done()) {
       parser.get().body().data = piece.data();
       parser.get().body().size = piece.size();
+      Begin();
       http::async_read_some(
           stream_, buffer, parser, [this](error_code e, size_t) {
             Done(e == http::error::need_buffer ? error_code() : e);
@@ -72,9 +74,13 @@ class Exchange {
     done_ = true;
   }
 
-  absl::Status Wait(const char* phase) {
+  // Before every operation: the stream's timer may not be set under one.
+  void Begin() {
     stream_.expires_after(absl::ToChronoMilliseconds(call_.idle_timeout));
     done_ = false;
+  }
+
+  absl::Status Wait(const char* phase) {
     context_.restart();
     while (!done_) {
       context_.run_for(kPoll);
@@ -122,6 +128,7 @@ class Exchange {
       return absl::UnavailableError(
           absl::StrCat(call_.url, ": ", error.message()));
     }
+    Begin();
     stream_.async_connect(endpoints,
                           [this](error_code e, const auto&) { Done(e); });
     return Wait("connecting");
@@ -143,6 +150,7 @@ class Exchange {
       request_.body() = call_.body;
     }
     request_.prepare_payload();
+    Begin();
     http::async_write(
         stream_, request_, [this](error_code e, size_t) { Done(e); });
     return Wait("sending the request");
