@@ -80,11 +80,13 @@ class Program:
 class Cluster:
     """A coordinator and its workers on free loopback ports."""
 
-    def __init__(self, folder, workers=2, settings=""):
+    def __init__(self, folder, workers=2, settings="", verify=None):
         self.folder = pathlib.Path(folder)
         ports = free_ports(workers + 1)
         self.port = ports[0]
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.verify = verify if verify is not None else True
+        scheme = "http" if verify is None else "https"
+        self.url = f"{scheme}://127.0.0.1:{self.port}"
         self.names = [f"w{i}" for i in range(workers)]
         self.config = self.folder / "cluster.yaml"
         listed = "".join(
@@ -120,7 +122,8 @@ class Cluster:
 
     def health(self):
         try:
-            return httpx.get(self.url + "/health", timeout=10)
+            return httpx.get(self.url + "/health", timeout=10,
+                             verify=self.verify)
         except httpx.TransportError:
             return None
 

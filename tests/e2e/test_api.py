@@ -1,5 +1,7 @@
 """The port itself: scoring, models, errors, limits."""
 import math
+import ssl
+import subprocess
 
 import httpx
 import openai
@@ -195,3 +197,28 @@ def test_api_key(make_cluster):
     assert error.value.code == "invalid_api_key"
     assert cluster.client("secret").models.list().data[0].id == MODEL_NAME
     assert httpx.get(cluster.url + "/health", timeout=10).status_code == 200
+
+
+def test_https(make_cluster, tmp_path):
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days",
+         "2", "-subj", "/CN=localhost", "-addext",
+         "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", cert],
+        check=True, capture_output=True, timeout=60)
+    context = ssl.create_default_context(cafile=cert)
+    cluster = make_cluster(
+        workers=0, verify=context,
+        settings="coordinator:\n  https: true\n"
+                 f"tls:\n  ca: {cert}\n  cert: {cert}\n  key: {key}\n")
+    with httpx.Client(verify=context, timeout=30) as client:
+        for _ in range(3):
+            reply = client.post(cluster.url + "/v1/completions",
+                                json={"prompt": "Once", "max_tokens": 3})
+            assert reply.status_code == 200
+        with client.stream("POST", cluster.url + "/v1/completions",
+                           json={"prompt": "Once", "max_tokens": 3,
+                                 "stream": True}) as reply:
+            assert list(reply.iter_lines())[-2] == "data: [DONE]"
+    with pytest.raises(httpx.TransportError):
+        httpx.get(cluster.url.replace("https", "http") + "/health", timeout=5)
