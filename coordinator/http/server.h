@@ -38,7 +38,8 @@ class Server {
   // Binds and listens; the handler runs on the I/O threads and must not block.
   static absl::StatusOr<std::unique_ptr<Server>> Start(ServerOptions options,
                                                        Handler handler);
-  // Stops with no grace. Whoever calls Responder::post must have ended.
+  // Stops with no grace. Every Responder must be gone: Stop, then end whoever
+  // holds them (the engine), then destroy the server.
   ~Server();
 
   int port() const;

@@ -141,9 +141,14 @@ class ServerTest : public ::testing::Test {
     return false;
   }
 
+  // As in the program: the server stops, the engine goes, the server goes.
+  void TearDown() override {
+    if (server_ != nullptr) server_->Stop(absl::ZeroDuration());
+  }
+
   Metrics metrics_;
-  FakeEngine engine_;
   std::unique_ptr<Server> server_;
+  FakeEngine engine_;
 };
 
 }  // namespace conclave::http
