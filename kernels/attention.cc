@@ -54,6 +54,12 @@ absl::Status GatedAttention(const Context& context,
   RETURN_IF_ERROR(MatMul(context, u, batch.rows, weights.v, v));
   for (const SequenceRows& sequence : batch.sequences) {
     CheckSequence(shape, cache, sequence);
+  }
+  if (context.backend == Backend::kCpu) {
+    fast::Attention(context, shape, weights, cache, batch, {q, k, v, y});
+    return MatMul(context, y, batch.rows, weights.o, out);
+  }
+  for (const SequenceRows& sequence : batch.sequences) {
     plain::Attention(context,
                      shape,
                      weights,

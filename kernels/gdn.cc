@@ -64,6 +64,12 @@ absl::Status GdnMixer(const Context& context,
   RETURN_IF_ERROR(MatMul(context, u, batch.rows, weights.in_a, a));
   for (const SequenceRows& sequence : batch.sequences) {
     CheckSequence(shape, state, sequence);
+  }
+  if (context.backend == Backend::kCpu) {
+    fast::Gdn(context, shape, weights, state, batch, {mixed, z, b, a, y});
+    return MatMul(context, y, batch.rows, weights.out, out);
+  }
+  for (const SequenceRows& sequence : batch.sequences) {
     plain::Gdn(context,
                shape,
                weights,

@@ -12,7 +12,7 @@
 // projections. Shapes are checked by the front files; nothing here can fail.
 namespace conclave::kernels {
 
-// One sequence of a step, all projections done. Rows are this sequence's.
+// Rows of one sequence, or of a whole step, all projections done.
 struct GdnRows {
   std::span<const float> mixed;  // [rows, channels]: q | k | v before the conv
   std::span<const float> z;      // [rows, value_heads * value_dim]
@@ -30,6 +30,7 @@ struct AttentionRows {
 
 namespace plain {
 
+// One sequence; `rows` are its own.
 void Gdn(const Context& context,
          const GdnShape& shape,
          const GdnWeights& weights,
@@ -45,5 +46,24 @@ void Attention(const Context& context,
                const AttentionRows& rows);
 
 }  // namespace plain
+
+namespace fast {
+
+// The whole step; `rows` are the step's.
+void Gdn(const Context& context,
+         const GdnShape& shape,
+         const GdnWeights& weights,
+         const GdnState& state,
+         const StepBatch& batch,
+         const GdnRows& rows);
+
+void Attention(const Context& context,
+               const AttentionShape& shape,
+               const AttentionWeights& weights,
+               const KvCache& cache,
+               const StepBatch& batch,
+               const AttentionRows& rows);
+
+}  // namespace fast
 
 }  // namespace conclave::kernels
