@@ -33,7 +33,6 @@ struct ActiveRequest {
   std::unique_ptr<ReplyStream> stream;
   std::vector<TokenLogprob> prompt_logprobs;  // echo
   absl::Time submitted;
-  bool begun = false;  // an event has been sent
 
   int32_t generated() const {
     return static_cast<int32_t>(tokens.size()) - prompt_tokens;
@@ -54,6 +53,7 @@ struct Engine::Impl {
   void Loop();
   void TakeInbox();
   void RefuseWaiting();
+  void EndLate();
   absl::Status RunStep(const schedule::StepPlan& plan);
   void Emit(const schedule::PlannedRows& rows, std::span<const float> logits);
   void ScorePrompt(ActiveRequest& r,

@@ -2,8 +2,11 @@
 // The step loop (docs/contracts/step.md): take the inbox, plan, run, emit,
 // retire.
 #include <algorithm>
+#include <cmath>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
+#include "common/check.h"
 #include "common/status_macros.h"
 #include "coordinator/engine_impl.h"
 
@@ -24,11 +27,16 @@ void Engine::Impl::Loop() {
     }
     TakeInbox();
     RefuseWaiting();
+    EndLate();
     const StepPlan plan = scheduler->PlanStep();
     UpdateGauges();
     if (plan.rows == 0) continue;
-    const absl::Status status = RunStep(plan);
+    absl::Status status = RunStep(plan);
     if (!status.ok()) {
+      // Requests were checked when they came: the client is not to blame.
+      if (absl::IsInvalidArgument(status) || absl::IsOutOfRange(status)) {
+        status = absl::InternalError(absl::StrCat("step: ", status.message()));
+      }
       for (const PlannedRows& rows : plan.sequences) Fail(rows.id, status);
     }
   }
@@ -48,6 +56,7 @@ void Engine::Impl::TakeInbox() {
   }
   for (auto& request : arrived) {
     const RequestId id = request->request.id;
+    CONCLAVE_CHECK(!active.contains(id));
     scheduler->Add(request->spec);
     active[id] = std::move(request);
   }
@@ -62,6 +71,18 @@ void Engine::Impl::RefuseWaiting() {
   const absl::Status status = parts.ready();
   if (status.ok()) return;
   for (const RequestId id : scheduler->WaitingIds()) Fail(id, status);
+}
+
+void Engine::Impl::EndLate() {
+  std::vector<RequestId> late;
+  for (const auto& [id, r] : active) {
+    if (r->request.deadline && *r->request.deadline <= parts.clock->Now()) {
+      late.push_back(id);
+    }
+  }
+  for (const RequestId id : late) {
+    Fail(id, absl::DeadlineExceededError("the request took too long"));
+  }
 }
 
 absl::Status Engine::Impl::RunStep(const StepPlan& plan) {
@@ -116,6 +137,15 @@ absl::Status Engine::Impl::RunStep(const StepPlan& plan) {
 void Engine::Impl::Emit(const PlannedRows& rows,
                         std::span<const float> logits) {
   ActiveRequest& r = *active.at(rows.id);
+  // Weights or partial sums that are no numbers must not become words.
+  if (!std::all_of(logits.begin(), logits.end(), [](float x) {
+        return std::isfinite(x);
+      })) {
+    Fail(rows.id,
+         absl::InternalError(absl::StrCat(
+             "logits: not finite in the step from position ", rows.position)));
+    return;
+  }
   if (rows.all_logits && !rows.cells.empty()) ScorePrompt(r, rows, logits);
   const bool decode = rows.cells.empty();
   if (!decode && !rows.ends_prompt) return;
@@ -126,7 +156,6 @@ void Engine::Impl::Emit(const PlannedRows& rows,
     event.logprobs = std::move(r.prompt_logprobs);
     event.prompt_tokens = r.prompt_tokens;
     if (r.max_tokens == 0) event.finish = FinishReason::kLength;
-    r.begun = true;
     r.sink(event);
   }
   if (r.max_tokens == 0) {
@@ -209,7 +238,6 @@ bool Engine::Impl::TakeToken(ActiveRequest& r, std::span<const float> logits) {
   event.prompt_tokens = r.prompt_tokens;
   event.completion_tokens = r.generated();
   event.reasoning_tokens = r.stream->reasoning_tokens();
-  r.begun = true;
   const RequestId id = r.request.id;
   r.sink(event);
   if (!ended) return true;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The half of the engine that runs on the callers' threads: text to tokens,
 // checks, the queue.
+#include <algorithm>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -75,8 +76,13 @@ absl::StatusOr<std::unique_ptr<ActiveRequest>> Engine::Impl::Prepare(
   ASSIGN_OR_RETURN(active->tokens, PromptIds(request, &thinking));
   active->prompt_tokens = static_cast<int32_t>(active->tokens.size());
   RETURN_IF_ERROR(CheckRequest(request, active->prompt_tokens, bounds));
-  active->max_tokens =
-      request.max_tokens.value_or(bounds.max_context - active->prompt_tokens);
+  const int64_t kv_tokens =
+      int64_t{scheduler->states().blocks_total()} * limits::kKvBlockTokens;
+  // Not asked for: as many as the context and the KV cache can hold.
+  active->max_tokens = request.max_tokens.value_or(static_cast<int32_t>(
+      std::max<int64_t>(std::min<int64_t>(bounds.max_context, kv_tokens) -
+                            active->prompt_tokens,
+                        1)));
   active->spec = {
       .id = request.id,
       .prompt_tokens = active->prompt_tokens,
@@ -85,11 +91,15 @@ absl::StatusOr<std::unique_ptr<ActiveRequest>> Engine::Impl::Prepare(
       .cell_ends = schedule::CellEnds(active->prompt_tokens,
                                       TurnBorders(active->tokens, *tokenizer))};
   if (!scheduler->CanEverFit(active->spec)) {
+    const bool chat = std::holds_alternative<ChatPrompt>(request.prompt);
     return absl::InvalidArgumentError(absl::StrCat(
-        "max_tokens: prompt and reply may take ",
+        active->prompt_tokens < kv_tokens && request.max_tokens ? "max_tokens"
+        : chat                                                  ? "messages"
+                                                                : "prompt",
+        ": prompt and reply may take ",
         active->prompt_tokens + active->max_tokens,
         " tokens, the KV cache holds ",
-        int64_t{scheduler->states().blocks_total()} * limits::kKvBlockTokens));
+        kv_tokens));
   }
   const uint64_t seed = request.sampling.seed.value_or(
       static_cast<uint64_t>(absl::ToUnixNanos(parts.clock->Now())) ^

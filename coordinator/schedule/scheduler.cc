@@ -16,7 +16,9 @@ std::vector<int32_t> CellEnds(int32_t prompt_tokens,
   int32_t at = 0;
   const auto fill_to = [&](int32_t border) {
     while (at < border) {
-      at = std::min(at + limits::kGdnCellRows, border);
+      const int32_t next =
+          (at / limits::kGdnCellRows + 1) * limits::kGdnCellRows;
+      at = std::min(next, border);
       out.push_back(at);
     }
   };

@@ -23,8 +23,9 @@ struct SequenceSpec {
   std::vector<int32_t> cell_ends;
 };
 
-// The grid of chunked GDN over a prompt: every 64 positions from the last turn
-// border on, and the borders themselves. It depends on the prompt alone.
+// The grid of chunked GDN over a prompt: multiples of 64 positions, counted
+// from the prompt's start, and the turn borders. It depends on the prompt
+// alone.
 std::vector<int32_t> CellEnds(int32_t prompt_tokens,
                               std::span<const int32_t> turn_borders);
 
