@@ -1,0 +1,216 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "coordinator/text/reply_parser.h"
+
+#include <gtest/gtest.h>
+
+#include <boost/json.hpp>
+#include <string>
+#include <vector>
+
+#include "tests/unit/text/reply_strings.h"
+
+namespace conclave::text {
+namespace {
+
+std::vector<Tool> Tools() {
+  return {{.name = "get_weather",
+           .json = "{}",
+           .parameters_json = R"({"type": "object", "properties": {
+               "city": {"type": "string"}, "days": {"type": "integer"},
+               "exact": {"type": "boolean"}, "scale": {"type": "number"},
+               "places": {"type": "array"}, "where": {"type": "object"},
+               "note": {"anyOf": [{"type": "string"}, {"type": "null"}]},
+               "unit": {"enum": ["1", "2"]}}})"},
+          {.name = "now", .json = "{}", .parameters_json = "{}"}};
+}
+
+Reply Parse(const std::string& text, bool thinking = false) {
+  return ParseReply({text}, thinking, Tools());
+}
+
+std::string Value(const std::string& key, const std::string& raw) {
+  const Reply reply =
+      Parse("<tool_call>\n<function=get_weather>\n<parameter=" + key + ">\n" +
+            raw + "\n</parameter>\n</function>\n</tool_call>");
+  if (reply.calls.size() != 1) return "no call";
+  const auto arguments = boost::json::parse(reply.calls[0].arguments);
+  return boost::json::serialize(arguments.at(key));
+}
+
+constexpr const char* kOslo =
+    "<tool_call>\n<function=get_weather>\n<parameter=city>\nOslo\n"
+    "</parameter>\n</function>\n</tool_call>";
+
+TEST(ReplyParser, ReasoningEndsAtItsTag) {
+  const Reply reply = Parse("I think.\n</think>\n\nHello.", true);
+  EXPECT_EQ(reply.reasoning, "I think.");
+  EXPECT_EQ(reply.content, "Hello.");
+}
+
+TEST(ReplyParser, ALiteralOpeningTagIsDropped) {
+  const Reply reply = Parse("<think>\nwhy\n</think>\n\nso", true);
+  EXPECT_EQ(reply.reasoning, "why");
+  EXPECT_EQ(reply.content, "so");
+}
+
+TEST(ReplyParser, WithoutThinkingABlockAtTheStartIsStillReasoning) {
+  const Reply reply = Parse("<think>\nwhy\n</think>\n\nso", false);
+  EXPECT_EQ(reply.reasoning, "why");
+  EXPECT_EQ(reply.content, "so");
+  EXPECT_EQ(Parse("a <think>b</think>").content, "a <think>b</think>");
+}
+
+TEST(ReplyParser, WithoutToolsMarkupIsContent) {
+  const std::string text = std::string("\n x \n") + kOslo + "\n\n";
+  const Reply reply = ParseReply({text}, false, {});
+  EXPECT_EQ(reply.content, text);
+  EXPECT_TRUE(reply.calls.empty());
+}
+
+TEST(ReplyParser, ACallAfterContent) {
+  const Reply reply = Parse(std::string("Let me look.\n\n") + kOslo + "\n");
+  EXPECT_EQ(reply.content, "Let me look.");
+  ASSERT_EQ(reply.calls.size(), 1u);
+  EXPECT_EQ(reply.calls[0].id, "call_0");
+  EXPECT_EQ(reply.calls[0].name, "get_weather");
+  EXPECT_EQ(boost::json::parse(reply.calls[0].arguments),
+            boost::json::parse(R"({"city": "Oslo"})"));
+}
+
+TEST(ReplyParser, SeveralCallsAndNothingBetween) {
+  const Reply reply =
+      Parse(std::string("r\n</think>\n\n") + kOslo + "\n \n" + kOslo + "\n" +
+                "<tool_call>\n<function=now>\n</function>\n</tool_call>\n",
+            true);
+  EXPECT_EQ(reply.reasoning, "r");
+  EXPECT_EQ(reply.content, "");
+  ASSERT_EQ(reply.calls.size(), 3u);
+  EXPECT_EQ(reply.calls[2].id, "call_2");
+  EXPECT_EQ(reply.calls[2].arguments, "{}");
+}
+
+TEST(ReplyParser, ACallInsideThinking) {
+  const Reply reply =
+      Parse(std::string("hm\n") + kOslo + "\n</think>\n\nDone.", true);
+  EXPECT_EQ(reply.reasoning, "hm");
+  EXPECT_EQ(reply.content, "Done.");
+  ASSERT_EQ(reply.calls.size(), 1u);
+  const Reply more = Parse(std::string("hm\n") + kOslo + "so\n</think>", true);
+  EXPECT_EQ(more.reasoning, "hmso");
+}
+
+TEST(ReplyParser, MissingTagsAreTolerated) {
+  const std::string head = "<function=get_weather>\n";
+  const std::string city = "<parameter=city>\nOslo\n";
+  for (const std::string& text : {
+           head + city + "</parameter>\n</function>\n</tool_call>",
+           head + city + "</parameter>\n</function>",
+           "<tool_call>\n" + head + city + "</function>\n</tool_call>",
+           "<tool_call>\n" + head + city + "</parameter>\n</tool_call>",
+           "<tool_call>\n" + head + city + "</parameter>\n</function>",
+           "<tool_call>\n" + head + city + "</parameter>",
+           "<tool_call>\n" + head + city + "</tool_call>",
+           "<tool_call>\n" + head + city + "</parameter>\n</func",
+           "<tool_call>\n" + head + city,
+       }) {
+    const Reply reply = Parse(text);
+    ASSERT_EQ(reply.calls.size(), 1u) << text;
+    EXPECT_EQ(boost::json::parse(reply.calls[0].arguments),
+              boost::json::parse(R"({"city": "Oslo"})"))
+        << text;
+    EXPECT_EQ(reply.content, "") << text;
+  }
+}
+
+TEST(ReplyParser, MarkupInsideALineOfAValueIsTheValues) {
+  EXPECT_EQ(Value("city", "a </function> <parameter=x> <function=now> b"),
+            "\"a </function> <parameter=x> <function=now> b\"");
+}
+
+TEST(ReplyParser, ProseAboutMarkupIsText) {
+  for (const std::string& text : {
+           std::string("Use <tool_call> to call."),
+           std::string("<tool_call>\n<function=unknown>\n</function>"),
+           std::string("a < b <function= c"),
+           std::string("ends in <tool_call>"),
+           std::string("ends in <tool_call>\n<function=no"),
+       }) {
+    const Reply reply = Parse(text);
+    EXPECT_EQ(reply.content, text);
+    EXPECT_TRUE(reply.calls.empty()) << text;
+  }
+}
+
+TEST(ReplyParser, TheStreamNeverGoesSilent) {
+  for (const std::string start : {"<tool_call>",
+                                  "<tool_call>\n<function=",
+                                  "<function=now",
+                                  "<function=",
+                                  "<think",
+                                  "<"}) {
+    ReplyParser parser(false, Tools(), "call_");
+    std::string content = parser.Push("x" + start).content;
+    size_t pushed = start.size() + 1;
+    for (int i = 0; i < 1000; ++i) {
+      ++pushed;
+      content += parser.Push(i % 7 == 0 ? " " : "y").content;
+      EXPECT_LE(pushed - content.size(), 600u) << start;
+    }
+    EXPECT_EQ(content.size(), pushed) << start;
+  }
+}
+
+TEST(ReplyParser, TextIsHeldBackOnlyAsLongAsNeeded) {
+  ReplyParser parser(true, Tools(), "call_");
+  EXPECT_EQ(parser.Push("abc").reasoning, "abc");
+  EXPECT_EQ(parser.Push(" <x").reasoning, " <x");
+  EXPECT_TRUE(parser.in_reasoning());
+  EXPECT_EQ(parser.Push("\n</thi").reasoning, "");
+  EXPECT_EQ(parser.Push("s>").reasoning, "\n</this>");
+  parser.Push("</think>\n\n");
+  EXPECT_FALSE(parser.in_reasoning());
+  EXPECT_EQ(parser.Push("yes").content, "yes");
+}
+
+TEST(ReplyParser, ValuesFollowTheSchema) {
+  EXPECT_EQ(Value("city", "42"), "\"42\"");
+  EXPECT_EQ(Value("city", "True"), "\"True\"");
+  EXPECT_EQ(Value("city", " a\n\n"), "\" a\\n\\n\"");
+  EXPECT_EQ(Value("days", "3"), "3");
+  EXPECT_EQ(Value("days", "soon"), "\"soon\"");
+  EXPECT_EQ(Value("days", "None"), "null");
+  EXPECT_EQ(Value("exact", "True"), "true");
+  EXPECT_EQ(Value("exact", "false"), "false");
+  EXPECT_EQ(Value("places", "[\"a\", 1]"), "[\"a\",1]");
+  EXPECT_EQ(Value("where", "{\"k\": {\"q\": 1}}"), "{\"k\":{\"q\":1}}");
+  EXPECT_EQ(Value("where", "{\"k\": "), "\"{\\\"k\\\": \"");
+  EXPECT_EQ(Value("other", "7"), "7");
+  EXPECT_EQ(Value("other", "seven"), "\"seven\"");
+}
+
+// Any cutting of any reply gives what the whole gives.
+TEST(ReplyParser, StreamedEqualsAtOnce) {
+  testing::Seeded random(7);
+  int calls = 0;
+  for (int i = 0; i < 600; ++i) {
+    const std::string text = RandomReply(random);
+    const bool thinking = random.Int(2) == 1;
+    const auto tools = random.Int(5) == 0 ? std::vector<Tool>() : Tools();
+    const Reply whole = ParseReply({text}, thinking, tools);
+    calls += static_cast<int>(whole.calls.size());
+    for (int cut = 0; cut < 4; ++cut) {
+      const Reply streamed =
+          ParseReply(Cut(text, random, 1 + 8 * cut), thinking, tools);
+      ASSERT_EQ(streamed, whole) << i << ": " << text;
+    }
+    for (const Call& call : whole.calls) {
+      boost::json::error_code error;
+      EXPECT_TRUE(boost::json::parse(call.arguments, error).is_object())
+          << call.arguments;
+    }
+  }
+  EXPECT_GT(calls, 100);
+}
+
+}  // namespace
+}  // namespace conclave::text
