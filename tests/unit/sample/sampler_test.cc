@@ -119,6 +119,14 @@ TEST(Sampler, RepetitionCountsPromptAndReply) {
   EXPECT_EQ(sampler.Sample(Logits{-3, -1, -2.5f, -2.2f}, 3), 1);  // -6 -2 -5
 }
 
+TEST(Sampler, RepetitionCountsOnceWhatStandsInBoth) {
+  const std::vector<int32_t> prompt = {0};
+  Sampler sampler(
+      AtZero(With([](auto& p) { p.repetition_penalty = 2; })), 1, 2, prompt);
+  sampler.Accept(0);
+  EXPECT_EQ(sampler.Sample(Logits{10, 4}, 0), 0);  // 5, not 2.5
+}
+
 TEST(Sampler, PresenceAndFrequencyCountTheReplyOnly) {
   const std::vector<int32_t> prompt = {0};
   Sampler presence(
@@ -169,6 +177,17 @@ TEST(Sampler, CutsALargeVocabularyAsAFullSortDoes) {
     deep |= chosen < sorted[100];
   }
   EXPECT_TRUE(deep);
+}
+
+// 66 of 100 equals: two more than the first prefix that is sorted.
+TEST(Sampler, TopPGrowsItsPrefixExactlyAsFarAsNeeded) {
+  Sampler sampler(With([](auto& p) { p.top_p = 0.655; }), 9, 100, {});
+  std::set<int32_t> seen;
+  for (int32_t i = 0; i < 4000; ++i) {
+    seen.insert(sampler.Sample(Logits(100, 1.0f), i));
+  }
+  EXPECT_EQ(seen.size(), 66u);
+  EXPECT_EQ(*seen.rbegin(), 65);
 }
 
 TEST(UniformAt, IsEvenOverPositionsAndSeeds) {
