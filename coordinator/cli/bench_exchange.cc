@@ -199,8 +199,8 @@ absl::Status BenchExchange(const BenchExchangeOptions& options) {
 
 Command BenchExchangeCommand() {
   return {.name = "bench exchange",
-          .summary = "time of one exchange frame against raw TCP",
-          .usage = "conclave bench exchange",
+          .summary = "Time of one exchange frame against raw TCP.",
+          .usage = "bench exchange",
           .examples =
               "  conclave bench exchange\n"
               "  conclave bench exchange --exchange-rounds 10000\n",
