@@ -33,6 +33,34 @@ struct GdnCall {
   }
 };
 
+// One value head of one sequence.
+struct HeadCall {
+  const GdnCall& c;
+  const SequenceRows& sequence;
+  int32_t head;
+
+  const float* Row(int32_t t) const {
+    return c.conv + (sequence.row_begin + t) * c.channels();
+  }
+  int32_t key_head() const { return head / (c.s.value_heads / c.s.key_heads); }
+  const float* q(int32_t t) const { return Row(t) + key_head() * c.s.key_dim; }
+  const float* k(int32_t t) const {
+    return Row(t) + (c.s.key_heads + key_head()) * c.s.key_dim;
+  }
+  const float* v(int32_t t) const {
+    return Row(t) + 2 * c.s.key_heads * c.s.key_dim + head * c.s.value_dim;
+  }
+  int64_t GateAt(int32_t t) const {
+    return static_cast<int64_t>(sequence.row_begin + t) * c.s.value_heads +
+           head;
+  }
+  float* State(int32_t slot) const {
+    return c.state.recurrent.data() +
+           (static_cast<int64_t>(slot) * c.s.value_heads + head) * c.s.key_dim *
+               c.s.value_dim;
+  }
+};
+
 // What the loops of fast::Attention share.
 struct AttentionCall {
   const Context& context;

@@ -23,7 +23,7 @@
 // The queue's own hand-over of an operation from thread to thread is not
 // visible in a gRPC that was built without the thread sanitizer.
 extern "C" const char* __tsan_default_suppressions() {
-  return "race:grpc::internal::CallOpSet\n";
+  return "race:grpc::Server::SyncRequest\nrace:grpc::internal::CallOpSet\n";
 }
 
 namespace conclave::transport {
