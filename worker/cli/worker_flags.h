@@ -9,6 +9,8 @@ namespace conclave::worker {
 inline constexpr char kUsage[] =
     R"(conclave-worker: holds experts of a Qwen3.5 MoE model for a coordinator.
 
+Usage:
+
   conclave-worker --config cluster.yaml --name w0
       the worker w0 of the file that the coordinator reads, too
   conclave-worker --listen 127.0.0.1:7001
