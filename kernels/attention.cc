@@ -52,23 +52,22 @@ absl::Status GatedAttention(const Context& context,
   RETURN_IF_ERROR(MatMul(context, u, batch.rows, weights.q, q));
   RETURN_IF_ERROR(MatMul(context, u, batch.rows, weights.k, k));
   RETURN_IF_ERROR(MatMul(context, u, batch.rows, weights.v, v));
+  const AttentionRows all{.q = q, .k = k, .v = v, .y = y};
   for (const SequenceRows& sequence : batch.sequences) {
     CheckSequence(shape, cache, sequence);
-  }
-  if (context.backend == Backend::kCpu) {
-    fast::Attention(context, shape, weights, cache, batch, {q, k, v, y});
-    return MatMul(context, y, batch.rows, weights.o, out);
-  }
-  for (const SequenceRows& sequence : batch.sequences) {
+    if (context.backend != Backend::kCpuPlain) continue;
     plain::Attention(context,
                      shape,
                      weights,
                      cache,
                      sequence,
-                     {.q = RowsOf<float>(q, sequence, 2 * heads),
-                      .k = RowsOf<const float>(k, sequence, kv),
-                      .v = RowsOf<const float>(v, sequence, kv),
-                      .y = RowsOf<float>(y, sequence, heads)});
+                     {.q = RowsOf(all.q, sequence, 2 * heads),
+                      .k = RowsOf(all.k, sequence, kv),
+                      .v = RowsOf(all.v, sequence, kv),
+                      .y = RowsOf(all.y, sequence, heads)});
+  }
+  if (context.backend != Backend::kCpuPlain) {
+    fast::Attention(context, shape, weights, cache, batch, all);
   }
   return MatMul(context, y, batch.rows, weights.o, out);
 }

@@ -62,24 +62,23 @@ absl::Status GdnMixer(const Context& context,
   RETURN_IF_ERROR(MatMul(context, u, batch.rows, weights.in_z, z));
   RETURN_IF_ERROR(MatMul(context, u, batch.rows, weights.in_b, b));
   RETURN_IF_ERROR(MatMul(context, u, batch.rows, weights.in_a, a));
+  const GdnRows all{.mixed = mixed, .z = z, .b = b, .a = a, .y = y};
   for (const SequenceRows& sequence : batch.sequences) {
     CheckSequence(shape, state, sequence);
-  }
-  if (context.backend == Backend::kCpu) {
-    fast::Gdn(context, shape, weights, state, batch, {mixed, z, b, a, y});
-    return MatMul(context, y, batch.rows, weights.out, out);
-  }
-  for (const SequenceRows& sequence : batch.sequences) {
+    if (context.backend != Backend::kCpuPlain) continue;
     plain::Gdn(context,
                shape,
                weights,
                state,
                sequence,
-               {.mixed = RowsOf<const float>(mixed, sequence, channels),
-                .z = RowsOf<const float>(z, sequence, values),
-                .b = RowsOf<const float>(b, sequence, heads),
-                .a = RowsOf<const float>(a, sequence, heads),
-                .y = RowsOf<float>(y, sequence, values)});
+               {.mixed = RowsOf(all.mixed, sequence, channels),
+                .z = RowsOf(all.z, sequence, values),
+                .b = RowsOf(all.b, sequence, heads),
+                .a = RowsOf(all.a, sequence, heads),
+                .y = RowsOf(all.y, sequence, values)});
+  }
+  if (context.backend != Backend::kCpuPlain) {
+    fast::Gdn(context, shape, weights, state, batch, all);
   }
   return MatMul(context, y, batch.rows, weights.out, out);
 }

@@ -12,7 +12,7 @@
 // projections. Shapes are checked by the front files; nothing here can fail.
 namespace conclave::kernels {
 
-// Rows of one sequence, or of a whole step, all projections done.
+// All projections done. Rows are one sequence's (plain) or the step's (fast).
 struct GdnRows {
   std::span<const float> mixed;  // [rows, channels]: q | k | v before the conv
   std::span<const float> z;      // [rows, value_heads * value_dim]
@@ -30,7 +30,6 @@ struct AttentionRows {
 
 namespace plain {
 
-// One sequence; `rows` are its own.
 void Gdn(const Context& context,
          const GdnShape& shape,
          const GdnWeights& weights,
@@ -47,9 +46,10 @@ void Attention(const Context& context,
 
 }  // namespace plain
 
+// The whole step, so that threads share (sequence, head) pairs. What one
+// sequence writes, slot or KV block, no other may read in the same step.
 namespace fast {
 
-// The whole step; `rows` are the step's.
 void Gdn(const Context& context,
          const GdnShape& shape,
          const GdnWeights& weights,
