@@ -236,6 +236,19 @@ TEST_P(GdnFast, EqualsPlain) {
   }
 }
 
+// exp(-x) overflows for gates far below zero; silu must come out as zero.
+TEST_P(GdnFast, GatesFarFromZeroEqualPlain) {
+  Machine plain(Backend::kCpuPlain);
+  Machine fast(Backend::kCpu);
+  GdnLayer a(OddShape());
+  for (float& x : a.z.data) x *= 3000.0f;
+  for (float& x : a.qkv.data) x *= 3000.0f;
+  GdnLayer b = a;
+  const Piece piece{.u = a.Input(6, 20)};
+  EXPECT_LT(Error(b.Run(fast, {piece}), a.Run(plain, {piece})), kTolerance);
+  EXPECT_LT(Error(b.StateSlot(0), a.StateSlot(0)), kTolerance);
+}
+
 INSTANTIATE_TEST_SUITE_P(Targets,
                          GdnFast,
                          ::testing::ValuesIn(SupportedSimdTargets()),
