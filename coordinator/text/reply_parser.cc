@@ -16,7 +16,8 @@ constexpr std::string_view kThinkClose = "</think>";
 constexpr std::string_view kCallOpen = "<tool_call>";
 constexpr std::string_view kFunctionOpen = "<function=";
 
-bool IsBlank(char c) { return c == ' ' || c == '\n' || c == '\r' || c == '\t'; }
+constexpr std::string_view kBlanks = " \n\r\t";
+constexpr std::string_view kNewlines = "\n\r";
 
 }  // namespace
 
@@ -39,20 +40,20 @@ struct ReplyParser::Impl {
   std::string id_prefix;
   std::string pending;         // not decided yet
   std::string held;            // newlines that may turn out to be trailing
-  bool skip_blanks = false;    // at the beginning of a part
+  std::string_view skip;       // characters not taken at a part's beginning
   const Tool* tool = nullptr;  // of the call in progress
   int32_t calls = 0;
 };
 
 // Does the reply begin with a think block?
 bool ReplyParser::Impl::StepStart(bool final) {
-  size_t at = 0;
-  while (at < pending.size() && IsBlank(pending[at])) ++at;
+  const size_t at =
+      std::min(pending.find_first_not_of(kBlanks), pending.size());
   const std::string_view rest = std::string_view(pending).substr(at);
   if (rest.starts_with(kThinkOpen)) {
     pending.erase(0, at + kThinkOpen.size());
     mode = Mode::kReasoning;
-    skip_blanks = true;
+    skip = kNewlines;
     return true;
   }
   if (!final && rest.size() < kThinkOpen.size() &&
@@ -60,17 +61,17 @@ bool ReplyParser::Impl::StepStart(bool final) {
     return false;
   }
   mode = thinking ? Mode::kReasoning : Mode::kContent;
-  skip_blanks = thinking;
+  if (thinking) skip = kNewlines;
   return true;
 }
 
 // Appends text of the current part; newlines at its end are held back, since
 // those before a closer or a call belong to the format.
 void ReplyParser::Impl::Emit(std::string_view text, ReplyPiece& out) {
-  if (skip_blanks) {
-    while (!text.empty() && IsBlank(text[0])) text.remove_prefix(1);
+  if (!skip.empty()) {
+    text.remove_prefix(std::min(text.find_first_not_of(skip), text.size()));
     if (text.empty()) return;
-    skip_blanks = false;
+    skip = {};
   }
   std::string& to = mode == Mode::kReasoning ? out.reasoning : out.content;
   if (mode == Mode::kContent && tools.empty()) {
@@ -134,7 +135,7 @@ bool ReplyParser::Impl::StepText(bool final, ReplyPiece& out) {
         held.clear();
         pending.erase(0, at + kThinkClose.size());
         mode = Mode::kContent;
-        skip_blanks = true;
+        skip = kNewlines;
         return true;
       }
       waits |=
@@ -159,7 +160,7 @@ bool ReplyParser::Impl::StepCall(bool final, ReplyPiece& out) {
       {.index = calls, .id = "", .name = "", .arguments = body.arguments});
   ++calls;
   mode = after_call;
-  skip_blanks = true;
+  skip = kBlanks;
   return true;
 }
 
@@ -199,8 +200,9 @@ ReplyPiece ReplyParser::Finish() {
   ReplyPiece out;
   while (impl_->Step(true, out)) {
   }
-  // Nothing followed the held newlines: in content they are the model's.
-  if (impl_->mode == Impl::Mode::kContent) out.content += impl_->held;
+  // Nothing followed the held newlines: they are the model's.
+  const bool reasoning = impl_->mode == Impl::Mode::kReasoning;
+  (reasoning ? out.reasoning : out.content) += impl_->held;
   impl_->held.clear();
   return out;
 }

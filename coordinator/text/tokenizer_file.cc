@@ -107,6 +107,7 @@ absl::Status ReadVocabulary(const json::value& root, TokenizerFile& out) {
   if (vocab == nullptr || !vocab->is_object()) {
     return Bad(out.path, "model.vocab must be an object");
   }
+  out.token_of.reserve(vocab->get_object().size());
   for (const auto& entry : vocab->get_object()) {
     const int64_t* id = entry.value().if_int64();
     if (id == nullptr || *id < 0 || *id >= limits::kVocabMax) {
@@ -121,6 +122,14 @@ absl::Status ReadVocabulary(const json::value& root, TokenizerFile& out) {
                  absl::StrCat("model.vocab[\"",
                               std::string(entry.key()),
                               "\"]: not a byte-level token"));
+    }
+    if (!out.token_of.try_emplace(static_cast<int32_t>(*id), *bytes).second) {
+      return Bad(out.path,
+                 absl::StrCat("model.vocab[\"",
+                              std::string(entry.key()),
+                              "\"]: id ",
+                              *id,
+                              " has another token already"));
     }
     out.vocabulary[*bytes] = static_cast<int32_t>(*id);
   }
@@ -194,6 +203,12 @@ absl::Status AddToken(const std::string& where,
     if (token.id == id || token.content == content) {
       return Bad(out.path, absl::StrCat(where, ": stands twice, differently"));
     }
+  }
+  // Some files list an added token in the vocabulary too.
+  const auto token = out.token_of.find(static_cast<int32_t>(id));
+  if (token != out.token_of.end() && token->second != content) {
+    return Bad(out.path,
+               absl::StrCat(where, ": id ", id, " has a token in model.vocab"));
   }
   out.added.push_back({.id = static_cast<int32_t>(id),
                        .content = content,

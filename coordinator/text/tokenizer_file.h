@@ -22,6 +22,7 @@ struct AddedTokenEntry {
 struct TokenizerFile {
   std::string path;  // of tokenizer.json
   absl::flat_hash_map<std::string, int32_t> vocabulary;
+  absl::flat_hash_map<int32_t, std::string> token_of;       // its inverse
   std::vector<std::pair<std::string, std::string>> merges;  // by rank
   std::vector<AddedTokenEntry> added;
 };

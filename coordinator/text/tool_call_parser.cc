@@ -112,9 +112,10 @@ std::optional<size_t> FindClosers(std::string_view text,
     if (text.substr(next).starts_with(kCallClose)) {
       return next + kCallClose.size();
     }
-    *more =
-        !final && (next == text.size() || MayBecome(text, next, kCallClose));
-    return behind;
+    if (!MayBecome(text, next, kCallClose)) return behind;
+    // A closer that the reply's end cut off is still the format's.
+    *more = !final;
+    return text.size();
   }
   if (text.substr(at).starts_with(kCallClose)) return at + kCallClose.size();
   return std::nullopt;

@@ -122,6 +122,56 @@ TEST(ReplyParser, MissingTagsAreTolerated) {
   }
 }
 
+TEST(ReplyParser, OnlyNewlinesOfTheFormatAreLost) {
+  const Reply reply = Parse("\n  a\n\n b \n</think>\n\n  c\n\n", true);
+  EXPECT_EQ(reply.reasoning, "  a\n\n b ");
+  EXPECT_EQ(reply.content, "  c\n\n");
+}
+
+TEST(ReplyParser, ReasoningThatDoesNotEndKeepsItsNewlines) {
+  EXPECT_EQ(Parse("why\n\n", true).reasoning, "why\n\n");
+  EXPECT_EQ(Parse("why\n</thi", true).reasoning, "why\n</thi");
+  EXPECT_EQ(Parse("why\n\n", true).content, "");
+}
+
+// The text may end anywhere in a call, and may be cut there.
+TEST(ReplyParser, EveryBeginningOfACall) {
+  const std::string text = std::string("So:\n\n") + kOslo;
+  const size_t head = text.find("get_weather>") + 12;
+  for (size_t size = 0; size <= text.size(); ++size) {
+    const std::string part = text.substr(0, size);
+    const Reply whole = Parse(part);
+    ReplyParser parser(false, Tools(), "call_");
+    Reply streamed;
+    for (const char c : part) {
+      Add(parser.Push(std::string_view(&c, 1)), streamed);
+    }
+    Add(parser.Finish(), streamed);
+    ASSERT_EQ(streamed, whole) << part;
+    if (size < head) {
+      EXPECT_EQ(whole.content, part);
+      EXPECT_TRUE(whole.calls.empty()) << part;
+      continue;
+    }
+    EXPECT_EQ(whole.content, "So:") << part;
+    ASSERT_EQ(whole.calls.size(), 1u) << part;
+    EXPECT_TRUE(boost::json::parse(whole.calls[0].arguments).is_object());
+  }
+}
+
+TEST(ReplyParser, TextThatIsNoCallHidesNoLaterCall) {
+  for (const std::string prose :
+       {"Write <tool_call> first.",
+        "<tool_call>\n<function=nothing>\n</function>\n</tool_call>",
+        "a < b, <tool_call",
+        "<tool_call><tool_call>!"}) {
+    const Reply reply = Parse(prose + "\n" + kOslo);
+    EXPECT_EQ(reply.content, prose);
+    ASSERT_EQ(reply.calls.size(), 1u) << prose;
+    EXPECT_EQ(reply.calls[0].arguments, R"({"city":"Oslo"})");
+  }
+}
+
 TEST(ReplyParser, MarkupInsideALineOfAValueIsTheValues) {
   EXPECT_EQ(Value("city", "a </function> <parameter=x> <function=now> b"),
             "\"a </function> <parameter=x> <function=now> b\"");
