@@ -36,8 +36,8 @@ void CheckNothingIsLost(const Reply& reply,
     if (reply.content != text || !reply.reasoning.empty()) std::abort();
     return;
   }
-  // The prompt ends inside of the block: newlines may lead.
-  text.remove_prefix(std::min(text.find_first_not_of("\r\n"), text.size()));
+  // The prompt ends inside of the block: a newline may lead.
+  if (text.starts_with('\n')) text.remove_prefix(1);
   if (reply.reasoning != text || !reply.content.empty()) std::abort();
 }
 

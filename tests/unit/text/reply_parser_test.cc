@@ -110,6 +110,7 @@ TEST(ReplyParser, MissingTagsAreTolerated) {
            "<tool_call>\n" + head + city + "</parameter>\n</function>",
            "<tool_call>\n" + head + city + "</parameter>",
            "<tool_call>\n" + head + city + "</tool_call>",
+           "<tool_call>\n" + head + city + "</param",
            "<tool_call>\n" + head + city + "</parameter>\n</func",
            "<tool_call>\n" + head + city,
        }) {
@@ -172,17 +173,39 @@ TEST(ReplyParser, TextThatIsNoCallHidesNoLaterCall) {
   }
 }
 
+TEST(ReplyParser, ACallThatLacksAllClosersEndsAtTheNext) {
+  const Reply reply = Parse(
+      "<tool_call>\n<function=get_weather>\n<parameter=city>\nOslo\n"
+      "<parameter=days>\n3\n<tool_call>\n<function=now>\n</function>\n"
+      "</tool_call>");
+  ASSERT_EQ(reply.calls.size(), 2u);
+  EXPECT_EQ(boost::json::parse(reply.calls[0].arguments),
+            boost::json::parse(R"({"city": "Oslo", "days": 3})"));
+  EXPECT_EQ(reply.calls[1].name, "now");
+}
+
 TEST(ReplyParser, MarkupInsideALineOfAValueIsTheValues) {
   EXPECT_EQ(Value("city", "a </function> <parameter=x> <function=now> b"),
             "\"a </function> <parameter=x> <function=now> b\"");
+}
+
+TEST(ReplyParser, WhatFollowsACallWithoutClosersIsText) {
+  const Reply reply = Parse(
+      "<tool_call>\n<function=get_weather>\n<parameter=city>\nOslo\n"
+      "</parameter>\nSo.\n</function>\n</tool_call>");
+  EXPECT_EQ(reply.content, "So.");
+  ASSERT_EQ(reply.calls.size(), 1u);
 }
 
 TEST(ReplyParser, ProseAboutMarkupIsText) {
   for (const std::string& text : {
            std::string("Use <tool_call> to call."),
            std::string("<tool_call>\n<function=unknown>\n</function>"),
+           std::string("A call begins with <function=now> and so on."),
+           std::string("Say `<tool_call>\n<function=now>` then go."),
            std::string("a < b <function= c"),
            std::string("ends in <tool_call>"),
+           std::string("ends in <function=now>"),
            std::string("ends in <tool_call>\n<function=no"),
        }) {
     const Reply reply = Parse(text);
@@ -232,10 +255,37 @@ TEST(ReplyParser, ValuesFollowTheSchema) {
   EXPECT_EQ(Value("exact", "True"), "true");
   EXPECT_EQ(Value("exact", "false"), "false");
   EXPECT_EQ(Value("places", "[\"a\", 1]"), "[\"a\",1]");
+  EXPECT_EQ(Value("places", "[True, \"True\", None]"), "[true,\"True\",null]");
   EXPECT_EQ(Value("where", "{\"k\": {\"q\": 1}}"), "{\"k\":{\"q\":1}}");
   EXPECT_EQ(Value("where", "{\"k\": "), "\"{\\\"k\\\": \"");
   EXPECT_EQ(Value("other", "7"), "7");
   EXPECT_EQ(Value("other", "seven"), "\"seven\"");
+  // Optional strings as pydantic writes them, and enums without a type.
+  EXPECT_EQ(Value("note", "42"), "\"42\"");
+  EXPECT_EQ(Value("note", "null"), "null");
+  EXPECT_EQ(Value("unit", "1"), "\"1\"");
+}
+
+TEST(ReplyParser, NumbersKeepTheirDigits) {
+  const Reply reply = Parse(
+      "<tool_call>\n<function=get_weather>\n<parameter=scale>\n0.30\n"
+      "</parameter>\n<parameter=days>\n123456789012345678901234567890\n"
+      "</parameter>\n</function>\n</tool_call>");
+  ASSERT_EQ(reply.calls.size(), 1u);
+  EXPECT_NE(reply.calls[0].arguments.find("0.30"), std::string::npos);
+  EXPECT_NE(reply.calls[0].arguments.find("123456789012345678901234567890"),
+            std::string::npos)
+      << reply.calls[0].arguments;
+}
+
+TEST(ReplyParser, LongValuesInSmallPiecesAreLinear) {
+  // Quadratic work on 2 MB in pieces of 4 bytes would take minutes.
+  ReplyParser parser(false, Tools(), "call_");
+  parser.Push("<tool_call>\n<function=get_weather>\n<parameter=city>\n");
+  for (int i = 0; i < 500'000; ++i) parser.Push("a<b\n");
+  parser.Push("</parameter>\n</function>\n</tool_call>");
+  const ReplyPiece last = parser.Finish();
+  EXPECT_EQ(parser.tool_call_count(), 1);
 }
 
 // Any cutting of any reply gives what the whole gives.
