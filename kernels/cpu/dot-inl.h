@@ -9,7 +9,6 @@
 #endif
 
 #include <algorithm>
-#include <cstdint>
 #include <cstring>
 
 #include "hwy/highway.h"
@@ -152,19 +151,20 @@ HWY_INLINE void DotBlockOf(const PackedRows& x,
     const float* const one[4] = {x.at(0)};
     for (int64_t o = begin; o < end; o += 8) {
       const OutRows<8, T> outs(w, o, end);
+      for (int i = 0; i < 8; ++i) PrefetchRow(outs.row[i], 8, w);
       DotTile<1, 8, T>(one, outs.row, w.cols, tile(0, o));
     }
     return;
   }
   for (int64_t o = begin; o < end; o += 4) {
     const OutRows<4, T> outs(w, o, end);
+    for (int i = 0; i < 4; ++i) PrefetchRow(outs.row[i], 4, w);
     for (int64_t r = 0; r < rows; r += kTileRows) {
       const int64_t count = std::min<int64_t>(kTileRows, rows - r);
-      const float* tile_rows[4];
-      for (int64_t i = 0; i < 4; ++i)
-        tile_rows[i] = x.at(std::min(r + i, rows - 1));
-      const float* const four[4] = {
-          tile_rows[0], tile_rows[1], tile_rows[2], tile_rows[3]};
+      const auto at = [&](int64_t i) {
+        return x.at(std::min(r + i, rows - 1));
+      };
+      const float* const four[] = {at(0), at(1), at(2), at(3)};
       if (count == 1) {
         DotTile<1, 4, T>(four, outs.row, w.cols, tile(r, o));
       } else if (count == 2) {
@@ -178,8 +178,8 @@ HWY_INLINE void DotBlockOf(const PackedRows& x,
   }
 }
 
-// sink(row, out, four sums, how many of them count) for every row and every
-// out in [begin, end) of w. x is packed for w.dtype.
+// sink(row, out, four sums, how many count) for every row and every out in
+// [begin, end) of w. x is packed for w.dtype.
 template <class Sink>
 HWY_INLINE void DotBlock(const PackedRows& x,
                          int64_t rows,

@@ -8,10 +8,13 @@
 #define CONCLAVE_KERNELS_CPU_PACK_INL_H_
 #endif
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 
+#include "hwy/cache_control.h"
 #include "hwy/highway.h"
+#include "kernels/weight.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace conclave::kernels::HWY_NAMESPACE {
@@ -70,6 +73,20 @@ HWY_INLINE void LoadStep(const float* w, V& first, V& second) {
   const F32 df;
   first = hn::LoadU(df, w);
   second = hn::LoadU(df, w + kLanes);
+}
+
+// Asks for the weight row that is `ahead` rows after `row`, while this one is
+// multiplied: short rows end before the hardware's own prefetch runs ahead.
+// Prefetching past the last row is harmless.
+template <class T>
+HWY_INLINE void PrefetchRow(const T* row, int64_t ahead, const WeightView& w) {
+  constexpr int64_t kElementsMax = 2048 / sizeof(T), kLine = 64 / sizeof(T);
+  const auto at = reinterpret_cast<uintptr_t>(row) +
+                  static_cast<uintptr_t>(ahead * w.row_stride) * sizeof(T);
+  const int64_t count = std::min(w.cols, kElementsMax);
+  for (int64_t i = 0; i < count; i += kLine) {
+    hwy::Prefetch(reinterpret_cast<const T*>(at) + i);
+  }
 }
 
 // Packed rows, in order or picked by index.
