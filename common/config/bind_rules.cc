@@ -90,6 +90,15 @@ bool IsLoopback(const HostPort& address) {
          IN6_IS_ADDR_LOOPBACK(&v6);
 }
 
+int32_t SpinUs(const v1::ClusterConfig& config, int32_t wanted, int32_t cores) {
+  int32_t processes = 1;
+  for (const v1::Worker& worker : config.workers()) {
+    const auto address = ParseHostPort(worker.address());
+    if (address.ok() && IsLoopback(*address)) ++processes;
+  }
+  return processes > cores ? 0 : std::max(wanted, 0);
+}
+
 absl::Status CheckHttpBind(const v1::ClusterConfig& config) {
   const v1::Coordinator& coordinator = config.coordinator();
   // A key that was asked for and is not there must never mean "no key".

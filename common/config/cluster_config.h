@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <string_view>
 
@@ -31,6 +32,11 @@ struct HostPort {
 };
 absl::StatusOr<HostPort> ParseHostPort(std::string_view address);
 bool IsLoopback(const HostPort& address);
+
+// How long a process of this cluster spins: `wanted` microseconds, or 0 (block
+// at once) where the processes that spin on its machine outnumber the cores.
+// Coordinator and workers with loopback addresses share one machine.
+int32_t SpinUs(const v1::ClusterConfig& config, int32_t wanted, int32_t cores);
 
 // The rule for binds outside loopback: HTTP needs a key, the exchange needs
 // mutual TLS, unless insecure: true. FailedPrecondition with the remedy.

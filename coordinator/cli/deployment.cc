@@ -5,7 +5,9 @@
 #include <utility>
 #include <vector>
 
+#include "common/config/cluster_config.h"
 #include "common/status_macros.h"
+#include "common/thread_pool.h"
 #include "coordinator/cli/progress.h"
 #include "coordinator/cluster/placement.h"
 #include "coordinator/experts/local_experts.h"
@@ -33,10 +35,9 @@ namespace {
 
 // Spinning threads only where every one of them has a core.
 int32_t SpinOf(const v1::ClusterConfig& config, int32_t threads) {
-  if (config.coordinator().spin_us() < 0 || threads > AvailableCores()) {
-    return 0;
-  }
-  return config.coordinator().spin_us();
+  const int32_t cores = AvailableCores();
+  if (threads > cores) return 0;
+  return config::SpinUs(config, config.coordinator().spin_us(), cores);
 }
 
 }  // namespace

@@ -14,8 +14,10 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "common/check.h"
+#include "common/config/cluster_config.h"
 #include "common/log.h"
 #include "common/status_macros.h"
+#include "common/thread_pool.h"
 #include "common/transport/channel.h"
 #include "common/transport/grpc_transport.h"
 #include "common/version.h"
@@ -32,8 +34,6 @@ constexpr absl::Duration kHealthInterval = absl::Milliseconds(500);
 // How soon a broken link is noticed while no step runs.
 constexpr absl::Duration kLinkInterval = absl::Milliseconds(20);
 constexpr absl::Duration kOpenInterval = absl::Milliseconds(1);
-
-constexpr int32_t kSpinUsDefault = 50;
 
 absl::Duration Seconds(double seconds, double fallback) {
   return absl::Seconds(seconds > 0 ? seconds : fallback);
@@ -329,9 +329,10 @@ absl::StatusOr<std::unique_ptr<Cluster>> Cluster::Start(ClusterParts parts) {
   CONCLAVE_CHECK(parts.clock != nullptr);
   ASSIGN_OR_RETURN(transport::TlsKeys keys,
                    transport::ReadTls(parts.config.tls()));
-  const int32_t spin = parts.config.coordinator().spin_us();
   const GrpcTransport::Options options = {
-      .spin_us = spin == 0 ? kSpinUsDefault : spin, .clock = parts.clock};
+      .spin_us = config::SpinUs(
+          parts.config, parts.config.coordinator().spin_us(), AvailableCores()),
+      .clock = parts.clock};
   auto impl =
       std::make_unique<Impl>(std::move(parts), std::move(keys), options);
   const v1::Deadlines& deadlines = impl->parts.config.deadlines();

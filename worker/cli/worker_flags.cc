@@ -8,20 +8,24 @@
 #include "common/config/cluster_config.h"
 #include "common/log.h"
 #include "common/status_macros.h"
+#include "common/thread_pool.h"
+
+constexpr int32_t kSpinUsDefault = 50;
 
 ABSL_FLAG(std::string, config, "", "cluster configuration");
 ABSL_FLAG(std::string, name, "", "which worker of the configuration this is");
 ABSL_FLAG(std::string, listen, "", "HOST:PORT to listen on, without --config");
 ABSL_FLAG(std::string, model, "", "checkpoint folder on this machine");
 ABSL_FLAG(int32_t, threads, 0, "compute threads, 0 = one per core");
-ABSL_FLAG(int32_t, spin_us, 0, "poll this long before blocking, -1 = never");
+ABSL_FLAG(int32_t,
+          spin_us,
+          kSpinUsDefault,
+          "poll this long before blocking, -1 = never");
 ABSL_FLAG(std::string, simd, "", "pin one SIMD target");
 ABSL_FLAG(std::string, log_level, "info", "debug, info, warning, error, off");
 
 namespace conclave::worker {
 namespace {
-
-constexpr int32_t kSpinUsDefault = 50;
 
 // The configuration and the worker of it that the flags mean.
 absl::StatusOr<v1::ClusterConfig> Configuration(v1::Worker* worker) {
@@ -66,18 +70,20 @@ absl::StatusOr<WorkerOptions> OptionsFromFlags() {
   if (absl::GetFlag(FLAGS_threads) > 0) {
     worker.set_threads(absl::GetFlag(FLAGS_threads));
   }
-  if (absl::GetFlag(FLAGS_spin_us) != 0) {
-    worker.set_spin_us(absl::GetFlag(FLAGS_spin_us));
+  // The flag counts where it was given and where no file says otherwise.
+  int32_t spin_us = absl::GetFlag(FLAGS_spin_us);
+  if (spin_us == kSpinUsDefault && !absl::GetFlag(FLAGS_config).empty()) {
+    spin_us = worker.spin_us();
   }
-  if (worker.spin_us() == 0) worker.set_spin_us(kSpinUsDefault);
-  return WorkerOptions{.name = worker.name(),
-                       .address = worker.address(),
-                       .model = worker.model(),
-                       .threads = worker.threads(),
-                       .spin_us = worker.spin_us(),
-                       .backend = kernels::Backend::kCpu,
-                       .tls = config.tls(),
-                       .progress = nullptr};
+  return WorkerOptions{
+      .name = worker.name(),
+      .address = worker.address(),
+      .model = worker.model(),
+      .threads = worker.threads(),
+      .spin_us = config::SpinUs(config, spin_us, AvailableCores()),
+      .backend = kernels::Backend::kCpu,
+      .tls = config.tls(),
+      .progress = nullptr};
 }
 
 }  // namespace conclave::worker

@@ -75,6 +75,19 @@ TEST(IsLoopback, KnowsTheWholeBlockAndNothingElse) {
   }
 }
 
+TEST(SpinUs, StopsWhereSpinnersOutnumberCores) {
+  v1::ClusterConfig config = DefaultClusterConfig();
+  EXPECT_EQ(SpinUs(config, 50, 1), 50);
+  EXPECT_EQ(SpinUs(config, -1, 8), 0);
+  config.add_workers()->set_address("127.0.0.1:1");
+  config.add_workers()->set_address("10.0.0.2:1");  // another machine
+  EXPECT_EQ(SpinUs(config, 50, 2), 50);
+  EXPECT_EQ(SpinUs(config, 50, 1), 0);
+  config.add_workers()->set_address("localhost:2");
+  EXPECT_EQ(SpinUs(config, 50, 2), 0);
+  EXPECT_EQ(SpinUs(config, 7, 3), 7);
+}
+
 TEST(CheckHttpBind, NeedsAKeyOutsideLoopback) {
   v1::ClusterConfig config = DefaultClusterConfig();
   EXPECT_TRUE(CheckHttpBind(config).ok());
