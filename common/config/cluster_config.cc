@@ -45,6 +45,10 @@ void SetDefaults(Message& message) {
     deadlines.set_exchange_s(5);
     deadlines.set_http_idle_s(60);
     deadlines.set_shutdown_s(10);
+  } else if (type == v1::Exchange::descriptor()) {
+    auto& exchange = static_cast<v1::Exchange&>(message);
+    exchange.set_rows("f32");
+    exchange.set_replies("f32");
   } else if (type == v1::Limits::descriptor()) {
     auto& limits = static_cast<v1::Limits&>(message);
     limits.set_max_sequences(limits::kSequencesDefault);
@@ -57,6 +61,7 @@ void SetDefaults(Message& message) {
     SetDefaults(*config.mutable_placement());
     SetDefaults(*config.mutable_deadlines());
     SetDefaults(*config.mutable_limits());
+    SetDefaults(*config.mutable_exchange());
     config.set_on_expert_loss("error");
   }
 }

@@ -269,6 +269,10 @@ absl::Status Validate(const v1::ClusterConfig& config) {
   RETURN_IF_ERROR(CheckTls(config.tls()));
   RETURN_IF_ERROR(
       CheckWord("on_expert_loss", config.on_expert_loss(), {"error"}));
+  RETURN_IF_ERROR(
+      CheckWord("exchange.rows", config.exchange().rows(), {"f32", "bf16"}));
+  RETURN_IF_ERROR(CheckWord(
+      "exchange.replies", config.exchange().replies(), {"f32", "bf16"}));
   return CheckLimits(config.limits());
 }
 

@@ -40,6 +40,10 @@ int32_t SpinOf(const v1::ClusterConfig& config, int32_t threads) {
   return config::SpinUs(config, config.coordinator().spin_us(), cores);
 }
 
+DType RowDtype(const std::string& word) {
+  return word == "bf16" ? DType::kBF16 : DType::kF32;
+}
+
 }  // namespace
 
 absl::Status Deployment::Impl::LoadOwn(std::optional<WorkerId> holder) {
@@ -70,7 +74,8 @@ absl::Status Deployment::Impl::MakeRemote(const Options& options) {
                        {.config = config,
                         .placement = placement,
                         .config_sha256 = checkpoint->config().config_sha256,
-                        .clock = options.clock}));
+                        .clock = options.clock,
+                        .metrics = options.metrics}));
   RETURN_IF_ERROR(LoadOwn(kCoordinator));
   ASSIGN_OR_RETURN(
       experts,
@@ -83,6 +88,8 @@ absl::Status Deployment::Impl::MakeRemote(const Options& options) {
            .metrics = options.metrics,
            .generation = cluster->generation(),
            .deadline = absl::Seconds(config.deadlines().exchange_s()),
+           .row_dtype = RowDtype(config.exchange().rows()),
+           .reply_dtype = RowDtype(config.exchange().replies()),
            .backend = options.backend,
            .pool = pool.get()}));
   return absl::OkStatus();

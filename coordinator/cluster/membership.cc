@@ -22,6 +22,8 @@
 #include "common/transport/grpc_transport.h"
 #include "common/version.h"
 #include "coordinator/cluster/control_client.h"
+#include "coordinator/cluster/placement.h"
+#include "coordinator/cluster/worker_metrics.h"
 
 namespace conclave::cluster {
 namespace {
@@ -52,19 +54,7 @@ v1::AssignRequest MakeAssign(const ClusterParts& parts,
   const auto absolute = std::filesystem::absolute(model, error);
   request.set_model(error ? model : absolute.string());
   request.set_config_hash(absl::HexStringToBytes(parts.config_sha256));
-  for (size_t i = 0; i < parts.placement.shards.size(); ++i) {
-    if (parts.placement.holder[i] != static_cast<WorkerId>(index)) continue;
-    const Shard& shard = parts.placement.shards[i];
-    v1::ShardAssignment* to = request.add_shards();
-    to->set_shard(Index(shard.id));
-    for (const Slice& slice : shard.slices) {
-      v1::SliceAssignment* s = to->add_slices();
-      s->set_layer(Index(slice.layer));
-      s->set_expert(Index(slice.expert));
-      s->set_begin(slice.begin);
-      s->set_end(slice.end);
-    }
-  }
+  AddShards(parts.placement, static_cast<WorkerId>(index), request);
   return request;
 }
 
@@ -120,7 +110,13 @@ struct Cluster::Impl {
   absl::Duration connect, load_progress, health;
   mutable std::mutex mu;
   std::condition_variable changed;
+  // Where a state changes, its series follow. mu held.
+  void Show(size_t index) {
+    if (!shown.empty()) shown[index].Set(states[index]);
+  }
+
   std::vector<WorkerState> states;      // guarded by mu
+  std::vector<WorkerMetrics> shown;     // guarded by mu
   std::vector<ControlClient*> clients;  // guarded by mu
   std::atomic<bool> stop{false};
   std::vector<std::thread> keepers;
@@ -150,6 +146,7 @@ void Cluster::Impl::Enter(size_t index, Phase phase) {
     }
   }
   state.phase = phase;
+  Show(index);
 }
 
 void Cluster::Impl::Failed(size_t index,
@@ -164,6 +161,7 @@ void Cluster::Impl::Failed(size_t index,
   }
   state.phase = phase;
   state.error = error;
+  Show(index);
 }
 
 void Cluster::Impl::Keep(size_t index) {
@@ -218,6 +216,7 @@ absl::Status Cluster::Impl::BringUp(size_t index, ControlClient* client) {
     const std::lock_guard<std::mutex> lock(mu);
     states[index].bytes_done = news.bytes_done();
     states[index].bytes_total = news.bytes_total();
+    Show(index);
   };
   RETURN_IF_ERROR(client->Assign(
       MakeAssign(parts, index, generation), load_progress, stop, progress));
@@ -262,6 +261,7 @@ absl::Status Cluster::Impl::CheckHealth(size_t index, ControlClient* client) {
     state.frames_served = reply.frames_served();
     state.resident_bytes = reply.resident_bytes();
     state.memory_free_bytes = reply.memory_free_bytes();
+    Show(index);
   }
   if (reply.ready() && reply.generation() == generation) {
     return absl::OkStatus();
@@ -343,6 +343,8 @@ absl::StatusOr<std::unique_ptr<Cluster>> Cluster::Start(ClusterParts parts) {
     WorkerState& state = impl->states.emplace_back();
     state.name = worker.name();
     state.address = worker.address();
+    if (impl->parts.metrics == nullptr) continue;
+    impl->shown.emplace_back(impl->parts.metrics, state.name).Set(state);
   }
   impl->clients.resize(impl->states.size());
   for (size_t i = 0; i < impl->states.size(); ++i) {

@@ -11,6 +11,7 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "common/clock.h"
+#include "common/metrics.h"
 #include "common/slices.h"
 #include "common/transport/transport.h"
 #include "conclave/v1/config.pb.h"
@@ -46,10 +47,11 @@ struct WorkerState {
 };
 
 struct ClusterParts {
-  v1::ClusterConfig config;   // workers, deadlines, tls; defaults applied
-  Placement placement;        // holders are indexes of config.workers
-  std::string config_sha256;  // of the checkpoint, hex
-  Clock* clock = nullptr;     // outlives the cluster
+  v1::ClusterConfig config;    // workers, deadlines, tls; defaults applied
+  Placement placement;         // holders are indexes of config.workers
+  std::string config_sha256;   // of the checkpoint, hex
+  Clock* clock = nullptr;      // outlives the cluster
+  Metrics* metrics = nullptr;  // likewise; null: none
 };
 
 // The workers of one coordinator: a thread per worker dials, registers,

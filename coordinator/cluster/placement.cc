@@ -305,6 +305,23 @@ absl::StatusOr<Placement> MakePlacement(const v1::ClusterConfig& config,
   return placement;
 }
 
+void AddShards(const Placement& placement,
+               WorkerId holder,
+               v1::AssignRequest& request) {
+  for (size_t i = 0; i < placement.shards.size(); ++i) {
+    if (placement.holder[i] != holder) continue;
+    v1::ShardAssignment* to = request.add_shards();
+    to->set_shard(Index(placement.shards[i].id));
+    for (const Slice& slice : placement.shards[i].slices) {
+      v1::SliceAssignment* s = to->add_slices();
+      s->set_layer(Index(slice.layer));
+      s->set_expert(Index(slice.expert));
+      s->set_begin(slice.begin);
+      s->set_end(slice.end);
+    }
+  }
+}
+
 std::string ToString(const Placement& placement,
                      const v1::ClusterConfig& config) {
   std::string out;

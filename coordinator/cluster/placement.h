@@ -6,6 +6,7 @@
 #include "absl/status/statusor.h"
 #include "common/slices.h"
 #include "conclave/v1/config.pb.h"
+#include "conclave/v1/control.pb.h"
 
 namespace conclave::cluster {
 
@@ -25,6 +26,11 @@ namespace conclave::cluster {
 // conclave::Validate.
 absl::StatusOr<Placement> MakePlacement(const v1::ClusterConfig& config,
                                         const ExpertShape& shape);
+
+// Adds the shards that `holder` has to an assignment.
+void AddShards(const Placement& placement,
+               WorkerId holder,
+               v1::AssignRequest& request);
 
 // One line per shard, for logs: "shard 0: coordinator, 128 slices".
 std::string ToString(const Placement& placement,

@@ -130,9 +130,13 @@ TEST(Cluster, WorkersLoadTheirSharesAndAnswer) {
 TEST(Cluster, MissingWorkersAreNamedAndComeLate) {
   const auto w0 = StartWorker("w0");
   const int port = FreePort();
-  const ClusterParts parts = Parts({w0->port(), port});
+  Metrics metrics;
+  ClusterParts parts = Parts({w0->port(), port});
+  parts.metrics = &metrics;
   auto cluster = *Cluster::Start(parts);
   const absl::Status status = Wait(cluster.get(), absl::Milliseconds(500));
+  EXPECT_THAT(metrics.Render(),
+              HasSubstr("conclave_worker_ready{worker=\"w1\"} 0"));
   EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
   const std::string message(status.message());
   EXPECT_THAT(message, HasSubstr(absl::StrCat("worker w1 (127.0.0.1:", port)));
@@ -140,6 +144,8 @@ TEST(Cluster, MissingWorkersAreNamedAndComeLate) {
   EXPECT_THAT(message, Not(HasSubstr("worker w0")));
   const auto w1 = StartWorker("w1", port);
   ASSERT_TRUE(Wait(cluster.get()).ok()) << cluster->Ready();
+  EXPECT_THAT(metrics.Render(),
+              HasSubstr("conclave_worker_ready{worker=\"w1\"} 1"));
   Exchange(cluster.get(), parts);
 }
 

@@ -35,6 +35,8 @@ TEST(ClusterConfig, LeftOutFieldsTakeTheDefaultsOfTheSchema) {
       "'127.0.0.1:7101'}]\ntls:\n");
   EXPECT_EQ(c.coordinator().listen(), "127.0.0.1:8080");
   EXPECT_EQ(c.coordinator().spin_us(), 50);
+  EXPECT_EQ(c.exchange().rows(), "f32");
+  EXPECT_EQ(c.exchange().replies(), "f32");
   EXPECT_EQ(c.coordinator().threads(), 0);
   EXPECT_EQ(c.coordinator().served_model_name(), "m");
   EXPECT_FALSE(c.coordinator().soft_switches_off());

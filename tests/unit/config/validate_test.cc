@@ -21,6 +21,8 @@ TEST(Validate, EachRuleNamesItsField) {
   } kCases[] = {
       {"coordinator: {listen: here}", "coordinator.listen: 'here'"},
       {"coordinator: {threads: -1}", "coordinator.threads: must be in [0, "},
+      {"exchange: {rows: fp8}", "exchange.rows: must be 'f32' or 'bf16'"},
+      {"exchange: {replies: x}", "exchange.replies: must be 'f32' or 'bf16'"},
       {"coordinator: {spin_us: -2}", "coordinator.spin_us: must be in [-1, "},
       {"coordinator: {api_key: a, api_key_file: b}",
        "coordinator.api_key_file: stands beside api_key"},
