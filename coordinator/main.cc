@@ -5,12 +5,14 @@
 #include "coordinator/cli/bench_exchange.h"
 #include "coordinator/cli/chat.h"
 #include "coordinator/cli/command.h"
+#include "coordinator/cli/plan.h"
 #include "coordinator/cli/serve.h"
 
 int main(int argc, char** argv) {
   namespace cli = conclave::cli;
   const std::array commands = {cli::ServeCommand(),
                                cli::ChatCommand(),
+                               cli::PlanCommand(),
                                cli::BenchDecodeCommand(),
                                cli::BenchExchangeCommand()};
   return cli::Dispatch("conclave", commands, argc, argv);

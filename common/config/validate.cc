@@ -119,6 +119,10 @@ absl::Status CheckWorkers(const v1::ClusterConfig& config) {
         CheckRange(at + "threads", worker.threads(), 0, kThreadsMax));
     RETURN_IF_ERROR(
         CheckRange(at + "spin_us", worker.spin_us(), -1, kSpinUsMax));
+    if (!(worker.link_round_trip_us() >= 0 && worker.link_gb_per_s() >= 0)) {
+      return Bad(at + "link_round_trip_us and link_gb_per_s",
+                 "must not be negative");
+    }
     if (!(worker.share() > 0 && worker.share() <= kShareMax)) {
       return Bad(at + "share",
                  absl::StrCat("must be above 0 and at most ", kShareMax));

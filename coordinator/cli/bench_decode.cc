@@ -7,7 +7,6 @@
 #include <numeric>
 
 #include "absl/flags/flag.h"
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "common/limits.h"
@@ -18,14 +17,12 @@
 #include "coordinator/cli/table.h"
 #include "coordinator/model/decoder.h"
 
-ABSL_FLAG(std::string, sequences, "1,8", "sequences at once, comma list");
 ABSL_FLAG(std::string, bench_threads, "1,2", "compute threads, comma list");
 ABSL_FLAG(std::string,
           backends,
           "cpu,cpu-plain",
           "forms of the blocks to compare, comma list");
 ABSL_FLAG(int32_t, steps, 64, "decode steps of one measurement");
-ABSL_FLAG(int32_t, context, 128, "tokens before the first decode step");
 ABSL_FLAG(int32_t, prefill, 512, "tokens of the prefill measurement");
 ABSL_FLAG(int32_t, repeats, 5, "measurements of each case; medians are shown");
 
@@ -33,6 +30,12 @@ namespace conclave::cli {
 namespace {
 
 constexpr absl::Duration kReadyWithin = absl::Seconds(60);
+
+// Tokens before the first decode step.
+int32_t Context() {
+  const int32_t asked = absl::GetFlag(FLAGS_context);
+  return asked > 0 ? asked : 128;
+}
 
 struct Case {
   std::string backend;
@@ -58,9 +61,8 @@ class Runner {
     ASSIGN_OR_RETURN(runner->deployment_, Deployment::Create(config, options));
     RETURN_IF_ERROR(
         runner->deployment_->WaitReady(RealClock()->Now() + kReadyWithin));
-    const int32_t tokens =
-        std::max(absl::GetFlag(FLAGS_context) + absl::GetFlag(FLAGS_steps),
-                 absl::GetFlag(FLAGS_prefill));
+    const int32_t tokens = std::max(Context() + absl::GetFlag(FLAGS_steps),
+                                    absl::GetFlag(FLAGS_prefill));
     runner->blocks_ =
         (tokens + limits::kKvBlockTokens - 1) / limits::kKvBlockTokens;
     ASSIGN_OR_RETURN(
@@ -109,7 +111,7 @@ class Runner {
   }
 
   absl::Status Measure(Case& what) {
-    const int32_t context = absl::GetFlag(FLAGS_context);
+    const int32_t context = Context();
     const int32_t steps = absl::GetFlag(FLAGS_steps);
     const int32_t prefill = absl::GetFlag(FLAGS_prefill);
     absl::Time start = RealClock()->Now();
@@ -136,24 +138,11 @@ class Runner {
   int32_t vocab_ = 1;
 };
 
-absl::StatusOr<std::vector<int32_t>> Numbers(const std::string& list) {
-  std::vector<int32_t> out;
-  for (const auto& word : absl::StrSplit(list, ',')) {
-    int32_t value = 0;
-    if (!absl::SimpleAtoi(word, &value) || value < 1 || value > 1024) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("\"", list, "\": numbers from 1 to 1024, with commas"));
-    }
-    out.push_back(value);
-  }
-  return out;
-}
-
 absl::StatusOr<std::vector<Case>> Cases() {
   ASSIGN_OR_RETURN(const auto sequences,
-                   Numbers(absl::GetFlag(FLAGS_sequences)));
+                   Counts(absl::GetFlag(FLAGS_sequences), "1,8"));
   ASSIGN_OR_RETURN(const auto threads,
-                   Numbers(absl::GetFlag(FLAGS_bench_threads)));
+                   Counts(absl::GetFlag(FLAGS_bench_threads), "1,2"));
   std::vector<Case> out;
   for (const auto& backend :
        absl::StrSplit(absl::GetFlag(FLAGS_backends), ',')) {
@@ -179,9 +168,9 @@ void Print(const v1::ClusterConfig& config, const std::vector<Case>& cases) {
   std::cout << "conclave " << Version() << ", " << MachineName() << ", SIMD "
             << kernels::ActiveSimdTarget() << "\nmodel " << config.model()
             << ", " << config.workers_size() << " workers, context "
-            << absl::GetFlag(FLAGS_context) << ", prefill "
-            << absl::GetFlag(FLAGS_prefill) << ", median of "
-            << absl::GetFlag(FLAGS_repeats) << " interleaved runs\n\n";
+            << Context() << ", prefill " << absl::GetFlag(FLAGS_prefill)
+            << ", median of " << absl::GetFlag(FLAGS_repeats)
+            << " interleaved runs\n\n";
   std::vector<std::vector<std::string>> rows = {{"form",
                                                  "threads",
                                                  "sequences",

@@ -4,7 +4,9 @@
 #include <iostream>
 
 #include "absl/flags/flag.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
 #include "common/config/cluster_config.h"
 #include "common/log.h"
 #include "common/status_macros.h"
@@ -15,6 +17,14 @@ ABSL_FLAG(std::string, backend, "cpu", "cpu, or cpu-plain (the slow twin)");
 ABSL_FLAG(std::string, simd, "", "pin one SIMD target, e.g. AVX2; empty: best");
 ABSL_FLAG(std::string, log_level, "info", "debug, info, warning, error or off");
 ABSL_FLAG(std::string, api_key, "", "key of the HTTP port");
+ABSL_FLAG(std::string,
+          sequences,
+          "",
+          "sequences at once, comma list (bench: 1,8; plan: 1,8,32)");
+ABSL_FLAG(int32_t,
+          context,
+          0,
+          "tokens of each sequence; 0: 128 in bench, 16384 in plan");
 
 namespace conclave::cli {
 
@@ -47,6 +57,20 @@ absl::StatusOr<kernels::Backend> BackendFromFlags(const std::string& simd) {
   if (backend == "cpu-plain") return kernels::Backend::kCpuPlain;
   return absl::InvalidArgumentError(
       absl::StrCat("--backend ", backend, ": use cpu or cpu-plain"));
+}
+
+absl::StatusOr<std::vector<int32_t>> Counts(const std::string& list,
+                                            const std::string& fallback) {
+  std::vector<int32_t> out;
+  for (const auto& word : absl::StrSplit(list.empty() ? fallback : list, ',')) {
+    int32_t value = 0;
+    if (!absl::SimpleAtoi(word, &value) || value < 1 || value > 1024) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("\"", list, "\": numbers from 1 to 1024, with commas"));
+    }
+    out.push_back(value);
+  }
+  return out;
 }
 
 int Fail(const std::string& command, const absl::Status& status) {

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <cstdint>
 #include <string>
+#include <vector>
 
 #include "absl/flags/declare.h"
 #include "absl/status/statusor.h"
@@ -15,6 +17,8 @@ ABSL_DECLARE_FLAG(std::string, backend);
 ABSL_DECLARE_FLAG(std::string, simd);
 ABSL_DECLARE_FLAG(std::string, log_level);
 ABSL_DECLARE_FLAG(std::string, api_key);
+ABSL_DECLARE_FLAG(std::string, sequences);
+ABSL_DECLARE_FLAG(int32_t, context);
 
 namespace conclave::cli {
 
@@ -24,6 +28,10 @@ absl::StatusOr<v1::ClusterConfig> ConfigFromFlags();
 
 // --backend cpu | cpu-plain, --simd, --log-level.
 absl::StatusOr<kernels::Backend> BackendFromFlags(const std::string& simd);
+
+// "1,8,32": numbers from 1 to 1024. An empty list means the fallback.
+absl::StatusOr<std::vector<int32_t>> Counts(const std::string& list,
+                                            const std::string& fallback);
 
 // "conclave serve: <message>" to standard error; returns exit code 1.
 int Fail(const std::string& command, const absl::Status& status);

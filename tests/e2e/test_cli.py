@@ -1,4 +1,5 @@
 """The commands as a user meets them."""
+import json
 import subprocess
 
 import pytest
@@ -17,7 +18,7 @@ def test_version_and_help():
     assert (ROOT / "VERSION").read_text().strip() in run("--version").stdout
     overview = run("--help")
     assert overview.returncode == 0
-    for command in ("serve", "chat", "bench"):
+    for command in ("serve", "chat", "plan", "bench"):
         assert command in overview.stdout
         one = run(command, "--help")
         assert one.returncode == 0, one.stderr
@@ -102,3 +103,52 @@ def test_serve_announces_itself(cluster):
     for name in cluster.names:
         assert name in said
     assert MODEL_NAME in said
+
+
+FLAGSHIP = ["plan", "--shape", "397b-a17b", "--format", "mlx4"]
+
+
+def test_plan_prints_what_fits_and_how_fast():
+    reply = run(*FLAGSHIP, "--nodes", "h200,4xm3-ultra-96",
+                "--sequences", "1,8")
+    assert reply.returncode == 0, reply.stderr
+    assert "223860768352" in reply.stdout
+    assert "m3-ultra-96#3" in reply.stdout and "exchange" in reply.stdout
+
+
+def test_plan_as_json_covers_every_expert():
+    reply = run(*FLAGSHIP, "--nodes", "h100,8xm3-ultra-96", "--json")
+    plan = json.loads(reply.stdout)
+    for one in plan["plans"]:
+        assert one["fits"]
+        held = sum(node["expert_bytes"] for node in one["nodes"])
+        assert held == 60 * 512 * 7_077_888
+        for node in one["nodes"]:
+            used = sum(node[part + "_bytes"] for part in (
+                "dense", "expert", "kv", "state", "workspace"))
+            assert used <= node["memory_bytes"]
+
+
+def test_plan_says_what_does_not_fit():
+    reply = run(*FLAGSHIP, "--nodes", "h100")
+    assert reply.returncode == 1
+    assert "needs" in reply.stdout and "GB free" in reply.stdout
+    assert run("plan").returncode == 1
+    unknown = run("plan", "--shape", "7b", "--format", "mlx4", "--nodes", "h1")
+    assert "397b-a17b" in unknown.stderr
+
+
+def test_plan_of_a_cluster_file(tmp_path):
+    file = tmp_path / "cluster.yaml"
+    file.write_text(f"""
+model: {MODEL}
+coordinator: {{device: cpu-1}}
+workers:
+  - {{name: mac, address: "127.0.0.1:7101", device: m4-max-64}}
+""")
+    reply = run("plan", "--config", file, "--sequences", "1")
+    assert reply.returncode == 0, reply.stderr
+    assert "mac" in reply.stdout
+    file.write_text(file.read_text().replace(", device: m4-max-64", ""))
+    assert "worker mac.device is missing" in run("plan", "--config",
+                                                 file).stderr

@@ -21,6 +21,8 @@ TEST(Validate, EachRuleNamesItsField) {
   } kCases[] = {
       {"coordinator: {listen: here}", "coordinator.listen: 'here'"},
       {"coordinator: {threads: -1}", "coordinator.threads: must be in [0, "},
+      {"workers: [{name: a, address: \"h:1\", link_gb_per_s: -1}]",
+       "workers[0].link_round_trip_us and link_gb_per_s: must not be"},
       {"exchange: {rows: fp8}", "exchange.rows: must be 'f32' or 'bf16'"},
       {"exchange: {replies: x}", "exchange.replies: must be 'f32' or 'bf16'"},
       {"coordinator: {spin_us: -2}", "coordinator.spin_us: must be in [-1, "},
