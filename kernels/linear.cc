@@ -7,11 +7,6 @@
 namespace conclave::kernels {
 namespace {
 
-void CheckWeight(const WeightView& w) {
-  CONCLAVE_CHECK(w.dtype == DType::kF32 || w.dtype == DType::kBF16);
-  CONCLAVE_CHECK_GE(w.row_stride, w.cols);
-}
-
 bool HasSize(size_t size, int64_t rows, int64_t cols) {
   return size == static_cast<size_t>(rows) * static_cast<size_t>(cols);
 }

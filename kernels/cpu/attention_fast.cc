@@ -172,14 +172,14 @@ HWY_INLINE void AddBlock(const AttentionShape& s,
   if (most == 0) return;
   const WeightView keys{
       block.keys, DType::kF32, s.block_tokens, s.head_dim, s.head_dim};
-  DotBlock({t.q + first * t.q_row, t.q_row},
-           count,
-           keys,
-           0,
-           most,
-           [&](int64_t u, int64_t position, V4 v, int64_t n) HWY_ATTR {
-             StoreFour(v, n, t.scores + u * t.score_row + position);
-           });
+  DotBlockOf<PlainRow<float>>(
+      {t.q + first * t.q_row, t.q_row},
+      count,
+      keys,
+      0,
+      most,
+      [&](int64_t u, int64_t position, V4 v, int64_t n)
+          HWY_ATTR { StoreFour(v, n, t.scores + u * t.score_row + position); });
   for (int64_t u = 0; u < count; ++u) {
     if (seen(u) == 0) continue;
     const float factor =

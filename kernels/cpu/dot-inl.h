@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Dot products of float32 rows with float32 or bfloat16 weight rows, once per
-// SIMD target; #pragma once would stop Highway from including it again.
+// Dot products of float32 rows with weight rows of any storage, once per SIMD
+// target; #pragma once would stop Highway from including it again.
 #if defined(CONCLAVE_KERNELS_CPU_DOT_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef CONCLAVE_KERNELS_CPU_DOT_INL_H_
 #undef CONCLAVE_KERNELS_CPU_DOT_INL_H_
@@ -9,132 +9,28 @@
 #endif
 
 #include <algorithm>
-#include <cstring>
 
 #include "hwy/highway.h"
+#include "kernels/cpu/dot_tile-inl.h"
 #include "kernels/cpu/pack-inl.h"
+#include "kernels/cpu/weight_row-inl.h"
 #include "kernels/weight.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace conclave::kernels::HWY_NAMESPACE {
 
-// Named members, no arrays: the compiler must keep all of them in registers.
-struct RowSteps {
-  V a0, b0, a1, b1, a2, b2, a3, b3;
-};
-struct OutSums {  // of one output, rows 0 to 3
-  V r0, r1, r2, r3;
-};
-
-template <int kRows>
-HWY_INLINE void LoadRows(const float* const (&x)[4], int64_t i, RowSteps& s) {
-  const F32 df;
-  s.a0 = hn::LoadU(df, x[0] + i);
-  s.b0 = hn::LoadU(df, x[0] + i + kLanes);
-  if constexpr (kRows > 1) {
-    s.a1 = hn::LoadU(df, x[1] + i);
-    s.b1 = hn::LoadU(df, x[1] + i + kLanes);
-  }
-  if constexpr (kRows > 2) {
-    s.a2 = hn::LoadU(df, x[2] + i);
-    s.b2 = hn::LoadU(df, x[2] + i + kLanes);
-  }
-  if constexpr (kRows > 3) {
-    s.a3 = hn::LoadU(df, x[3] + i);
-    s.b3 = hn::LoadU(df, x[3] + i + kLanes);
-  }
-}
-
-// The one place where products are summed. Every (row, output) pair has one
-// accumulator that takes the same two MulAdds per step in every tile shape:
-// this is why the bits of a row do not depend on other rows.
-template <int kRows, class T>
-HWY_INLINE void AddStep(const RowSteps& x, const T* w, OutSums& s) {
-  V a, b;
-  LoadStep(w, a, b);
-  s.r0 = hn::MulAdd(x.b0, b, hn::MulAdd(x.a0, a, s.r0));
-  if constexpr (kRows > 1) {
-    s.r1 = hn::MulAdd(x.b1, b, hn::MulAdd(x.a1, a, s.r1));
-  }
-  if constexpr (kRows > 2) {
-    s.r2 = hn::MulAdd(x.b2, b, hn::MulAdd(x.a2, a, s.r2));
-  }
-  if constexpr (kRows > 3) {
-    s.r3 = hn::MulAdd(x.b3, b, hn::MulAdd(x.a3, a, s.r3));
-  }
-}
-
-template <int kRows, int kOuts, class T>
-HWY_INLINE void AddSteps(const RowSteps& x,
-                         const T* const (&w)[kOuts],
-                         int64_t i,
-                         OutSums& s0,
-                         OutSums& s1,
-                         OutSums& s2,
-                         OutSums& s3,
-                         OutSums& s4,
-                         OutSums& s5,
-                         OutSums& s6,
-                         OutSums& s7) {
-  AddStep<kRows>(x, w[0] + i, s0);
-  AddStep<kRows>(x, w[1] + i, s1);
-  AddStep<kRows>(x, w[2] + i, s2);
-  AddStep<kRows>(x, w[3] + i, s3);
-  if constexpr (kOuts == 8) {
-    AddStep<kRows>(x, w[4] + i, s4);
-    AddStep<kRows>(x, w[5] + i, s5);
-    AddStep<kRows>(x, w[6] + i, s6);
-    AddStep<kRows>(x, w[7] + i, s7);
-  }
-}
-
-// kRows rows times kOuts weight rows; sink(row of tile, first out of tile,
-// four sums). x is packed for T.
-template <int kRows, int kOuts, class T, class Sink>
-HWY_INLINE void DotTile(const float* const (&x)[4],
-                        const T* const (&w)[kOuts],
-                        int64_t cols,
-                        const Sink& sink) {
-  static_assert(kOuts == 4 || kOuts == 8);
-  const V zero = hn::Zero(F32());
-  const OutSums none{zero, zero, zero, zero};
-  OutSums s0 = none, s1 = none, s2 = none, s3 = none;
-  OutSums s4 = none, s5 = none, s6 = none, s7 = none;
-  RowSteps steps{zero, zero, zero, zero, zero, zero, zero, zero};
-  int64_t i = 0;
-  for (; i + kStep <= cols; i += kStep) {
-    LoadRows<kRows>(x, i, steps);
-    AddSteps<kRows>(steps, w, i, s0, s1, s2, s3, s4, s5, s6, s7);
-  }
-  if (i < cols) {
-    T tail[kOuts][kStep] = {};
-    const T* rows[kOuts];
-    for (int o = 0; o < kOuts; ++o) {
-      std::memcpy(tail[o], w[o] + i, (cols - i) * sizeof(T));
-      rows[o] = tail[o];
-    }
-    LoadRows<kRows>(x, i, steps);
-    AddSteps<kRows>(steps, rows, 0, s0, s1, s2, s3, s4, s5, s6, s7);
-  }
-  sink(0, 0, SumFour(s0.r0, s1.r0, s2.r0, s3.r0));
-  if constexpr (kOuts == 8) sink(0, 4, SumFour(s4.r0, s5.r0, s6.r0, s7.r0));
-  if constexpr (kRows > 1) sink(1, 0, SumFour(s0.r1, s1.r1, s2.r1, s3.r1));
-  if constexpr (kRows > 2) sink(2, 0, SumFour(s0.r2, s1.r2, s2.r2, s3.r2));
-  if constexpr (kRows > 3) sink(3, 0, SumFour(s0.r3, s1.r3, s2.r3, s3.r3));
-}
-
-template <int kOuts, class T>
+template <int kOuts, class Row>
 struct OutRows {
-  const T* row[kOuts];  // past the last output the last again
-  OutRows(const WeightView& w, int64_t begin, int64_t end) {
+  Row row[kOuts];  // past the last output the last again
+  HWY_INLINE OutRows(const WeightView& w, int64_t begin, int64_t end) {
     for (int64_t o = 0; o < kOuts; ++o) {
-      row[o] = static_cast<const T*>(w.data) +
-               std::min(begin + o, end - 1) * w.row_stride;
+      row[o] = Row(w, std::min(begin + o, end - 1));
+      row[o].Prefetch(kOuts, w);
     }
   }
 };
 
-template <class T, class Sink>
+template <class Row, class Sink>
 HWY_INLINE void DotBlockOf(const PackedRows& x,
                            int64_t rows,
                            const WeightView& w,
@@ -150,15 +46,13 @@ HWY_INLINE void DotBlockOf(const PackedRows& x,
   if (rows == 1) {
     const float* const one[4] = {x.at(0)};
     for (int64_t o = begin; o < end; o += 8) {
-      const OutRows<8, T> outs(w, o, end);
-      for (int i = 0; i < 8; ++i) PrefetchRow(outs.row[i], 8, w);
-      DotTile<1, 8, T>(one, outs.row, w.cols, tile(0, o));
+      const OutRows<8, Row> outs(w, o, end);
+      DotTile<1, 8>(one, outs.row, w.cols, tile(0, o));
     }
     return;
   }
   for (int64_t o = begin; o < end; o += 4) {
-    const OutRows<4, T> outs(w, o, end);
-    for (int i = 0; i < 4; ++i) PrefetchRow(outs.row[i], 4, w);
+    const OutRows<4, Row> outs(w, o, end);
     for (int64_t r = 0; r < rows; r += kTileRows) {
       const int64_t count = std::min<int64_t>(kTileRows, rows - r);
       const auto at = [&](int64_t i) {
@@ -166,20 +60,20 @@ HWY_INLINE void DotBlockOf(const PackedRows& x,
       };
       const float* const four[] = {at(0), at(1), at(2), at(3)};
       if (count == 1) {
-        DotTile<1, 4, T>(four, outs.row, w.cols, tile(r, o));
+        DotTile<1, 4>(four, outs.row, w.cols, tile(r, o));
       } else if (count == 2) {
-        DotTile<2, 4, T>(four, outs.row, w.cols, tile(r, o));
+        DotTile<2, 4>(four, outs.row, w.cols, tile(r, o));
       } else if (count == 3) {
-        DotTile<3, 4, T>(four, outs.row, w.cols, tile(r, o));
+        DotTile<3, 4>(four, outs.row, w.cols, tile(r, o));
       } else {
-        DotTile<4, 4, T>(four, outs.row, w.cols, tile(r, o));
+        DotTile<4, 4>(four, outs.row, w.cols, tile(r, o));
       }
     }
   }
 }
 
 // sink(row, out, four sums, how many count) for every row and every out in
-// [begin, end) of w. x is packed for w.dtype.
+// [begin, end) of w. x is packed for w: InPairs.
 template <class Sink>
 HWY_INLINE void DotBlock(const PackedRows& x,
                          int64_t rows,
@@ -187,10 +81,16 @@ HWY_INLINE void DotBlock(const PackedRows& x,
                          int64_t begin,
                          int64_t end,
                          const Sink& sink) {
-  if (w.dtype == DType::kBF16) {
-    DotBlockOf<uint16_t>(x, rows, w, begin, end, sink);
+  if (w.packing == Packing::kFp8Block) {
+    DotBlockOf<Fp8Row>(x, rows, w, begin, end, sink);
+  } else if (w.packing == Packing::kAffine && w.bits == 4) {
+    DotBlockOf<Affine4Row>(x, rows, w, begin, end, sink);
+  } else if (w.packing == Packing::kAffine) {
+    DotBlockOf<AffineRow>(x, rows, w, begin, end, sink);
+  } else if (w.dtype == DType::kBF16) {
+    DotBlockOf<PlainRow<uint16_t>>(x, rows, w, begin, end, sink);
   } else {
-    DotBlockOf<float>(x, rows, w, begin, end, sink);
+    DotBlockOf<PlainRow<float>>(x, rows, w, begin, end, sink);
   }
 }
 

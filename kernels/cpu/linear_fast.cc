@@ -34,7 +34,7 @@ void MatMulImpl(const Context& context,
                 const WeightView& w,
                 float* out) {
   Workspace::Scope scope(context.workspace);
-  const bool bf16 = w.dtype == DType::kBF16;
+  const bool pairs = InPairs(w);
   const int64_t stride = PaddedCols(w.cols);
   float* packed = context.workspace->Floats(rows * stride).data();
   context.pool->ParallelFor(
@@ -42,7 +42,7 @@ void MatMulImpl(const Context& context,
       kElementsPerTask / stride + 1,
       [&](int64_t begin, int64_t end) HWY_ATTR {
         for (int64_t r = begin; r < end; ++r) {
-          PackRow(bf16, x + r * w.cols, w.cols, packed + r * stride);
+          PackRow(pairs, x + r * w.cols, w.cols, packed + r * stride);
         }
       });
   const int64_t row_block = RowBlock(w.cols);
@@ -150,7 +150,9 @@ void EmbedImpl(const WeightView& table,
   for (size_t r = 0; r < ids.size(); ++r) {
     const int64_t at = ids[r] * table.row_stride;
     float* to = out + static_cast<int64_t>(r) * table.cols;
-    if (table.dtype == DType::kBF16) {
+    if (table.packing != Packing::kPlain) {
+      DecodeRow(table, ids[r], {to, static_cast<size_t>(table.cols)});
+    } else if (table.dtype == DType::kBF16) {
       EmbedRow(static_cast<const uint16_t*>(table.data) + at, table.cols, to);
     } else {
       std::memcpy(to,

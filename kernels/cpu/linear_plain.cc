@@ -1,46 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
-#include <bit>
 #include <cmath>
+#include <vector>
 
 #include "kernels/dense_twins.h"
 
 namespace conclave::kernels::plain {
 namespace {
-
-float ToFloat(float value) { return value; }
-
-float ToFloat(uint16_t bf16) {
-  return std::bit_cast<float>(static_cast<uint32_t>(bf16) << 16);
-}
-
-template <typename T>
-void MatMulOf(std::span<const float> x,
-              int64_t rows,
-              const WeightView& w,
-              std::span<float> out) {
-  for (int64_t r = 0; r < rows; ++r) {
-    const float* row = x.data() + r * w.cols;
-    for (int64_t o = 0; o < w.rows; ++o) {
-      const T* weight = static_cast<const T*>(w.data) + o * w.row_stride;
-      float sum = 0;
-      for (int64_t i = 0; i < w.cols; ++i) sum += ToFloat(weight[i]) * row[i];
-      out[r * w.rows + o] = sum;
-    }
-  }
-}
-
-template <typename T>
-void EmbedOf(const WeightView& table,
-             std::span<const int32_t> ids,
-             std::span<float> out) {
-  for (size_t r = 0; r < ids.size(); ++r) {
-    const T* from = static_cast<const T*>(table.data) +
-                    static_cast<int64_t>(ids[r]) * table.row_stride;
-    float* to = out.data() + static_cast<int64_t>(r) * table.cols;
-    for (int64_t i = 0; i < table.cols; ++i) to[i] = ToFloat(from[i]);
-  }
-}
 
 // Sums of 64 first: one long float32 sum of positive numbers would lose digits.
 float SumOfSquares(const float* x, int64_t n) {
@@ -61,20 +27,24 @@ void MatMul(std::span<const float> x,
             int64_t rows,
             const WeightView& w,
             std::span<float> out) {
-  if (w.dtype == DType::kBF16) {
-    MatMulOf<uint16_t>(x, rows, w, out);
-  } else {
-    MatMulOf<float>(x, rows, w, out);
+  std::vector<float> weight(static_cast<size_t>(w.cols));
+  for (int64_t o = 0; o < w.rows; ++o) {
+    DecodeRow(w, o, weight);
+    for (int64_t r = 0; r < rows; ++r) {
+      const float* row = x.data() + r * w.cols;
+      float sum = 0;
+      for (int64_t i = 0; i < w.cols; ++i) sum += weight[i] * row[i];
+      out[r * w.rows + o] = sum;
+    }
   }
 }
 
 void Embed(const WeightView& table,
            std::span<const int32_t> ids,
            std::span<float> out) {
-  if (table.dtype == DType::kBF16) {
-    EmbedOf<uint16_t>(table, ids, out);
-  } else {
-    EmbedOf<float>(table, ids, out);
+  const auto cols = static_cast<size_t>(table.cols);
+  for (size_t r = 0; r < ids.size(); ++r) {
+    DecodeRow(table, ids[r], out.subspan(r * cols, cols));
   }
 }
 

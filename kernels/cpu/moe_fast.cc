@@ -81,7 +81,7 @@ void GateUp(const Ffn& ffn,
   dot(Rows(ffn.gate, tile.slice * ffn.gate_rows, ffn.width), gate);
   dot(Rows(ffn.up, tile.slice * ffn.gate_rows, ffn.width), up);
   const F32 df;
-  const bool bf16 = ffn.down.dtype == DType::kBF16;
+  const bool pairs = InPairs(ffn.down);
   const int64_t columns = PaddedCols(end - begin);
   for (int64_t r = 0; r < rows; ++r) {
     for (int64_t i = r * kColumns; i < r * kColumns + columns; i += kLanes) {
@@ -91,7 +91,7 @@ void GateUp(const Ffn& ffn,
     }
     float* to = packed + (tile.begin + r) * stride + begin;
     for (int64_t i = 0; i < columns; i += kStep) {
-      PackStep(bf16, gate + r * kColumns + i, to + i);
+      PackStep(pairs, gate + r * kColumns + i, to + i);
     }
   }
 }
@@ -179,10 +179,10 @@ void FfnImpl(const Context& context,
   const int64_t stride = PaddedCols(ffn.width);
   float* x_packed = context.workspace->Floats(rows * x_stride).data();
   float* packed = context.workspace->Floats(count * stride).data();
-  const bool bf16 = ffn.gate.dtype == DType::kBF16;
+  const bool pairs = InPairs(ffn.gate);
   const auto pack = [&](int64_t begin, int64_t end) HWY_ATTR {
     for (int64_t r = begin; r < end; ++r) {
-      PackRow(bf16, x + r * ffn.hidden, ffn.hidden, x_packed + r * x_stride);
+      PackRow(pairs, x + r * ffn.hidden, ffn.hidden, x_packed + r * x_stride);
     }
   };
   context.pool->ParallelFor(rows, kElementsPerTask / x_stride + 1, pack);

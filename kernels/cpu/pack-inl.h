@@ -39,25 +39,28 @@ inline int64_t PaddedCols(int64_t cols) {
   return (cols + kStep - 1) / kStep * kStep;
 }
 
-// Packed rows: cols padded with zeros to whole steps. For bfloat16 weights a
+// Packed rows: cols padded with zeros to whole steps. In pairs a
 // step holds its even elements, then its odd ones: the weights' halves of a
 // 32-bit lane become floats with one shift or one mask, in that order.
-HWY_INLINE void PackStep(bool bf16, const float* from, float* to) {
+HWY_INLINE void PackStep(bool pairs, const float* from, float* to) {
   const F32 df;
   V first = hn::LoadU(df, from);
   V second = hn::LoadU(df, from + kLanes);
-  if (bf16) hn::LoadInterleaved2(df, from, first, second);
+  if (pairs) hn::LoadInterleaved2(df, from, first, second);
   hn::StoreU(first, df, to);
   hn::StoreU(second, df, to + kLanes);
 }
 
-HWY_INLINE void PackRow(bool bf16, const float* from, int64_t cols, float* to) {
+HWY_INLINE void PackRow(bool pairs,
+                        const float* from,
+                        int64_t cols,
+                        float* to) {
   int64_t i = 0;
-  for (; i + kStep <= cols; i += kStep) PackStep(bf16, from + i, to + i);
+  for (; i + kStep <= cols; i += kStep) PackStep(pairs, from + i, to + i);
   if (i == cols) return;
   float tail[kStep] = {};
   std::memcpy(tail, from + i, (cols - i) * sizeof(float));
-  PackStep(bf16, tail, to + i);
+  PackStep(pairs, tail, to + i);
 }
 
 HWY_INLINE void LoadStep(const uint16_t* w, V& first, V& second) {
