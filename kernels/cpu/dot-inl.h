@@ -11,6 +11,7 @@
 #include <algorithm>
 
 #include "hwy/highway.h"
+#include "kernels/cpu/affine_row-inl.h"
 #include "kernels/cpu/dot_tile-inl.h"
 #include "kernels/cpu/pack-inl.h"
 #include "kernels/cpu/weight_row-inl.h"
@@ -83,10 +84,19 @@ HWY_INLINE void DotBlock(const PackedRows& x,
                          const Sink& sink) {
   if (w.packing == Packing::kFp8Block) {
     DotBlockOf<Fp8Row>(x, rows, w, begin, end, sink);
-  } else if (w.packing == Packing::kAffine && w.bits == 4) {
-    DotBlockOf<Affine4Row>(x, rows, w, begin, end, sink);
   } else if (w.packing == Packing::kAffine) {
-    DotBlockOf<AffineRow>(x, rows, w, begin, end, sink);
+    switch (w.bits) {
+      case 3:
+        return DotBlockOf<BitStreamRow<3>>(x, rows, w, begin, end, sink);
+      case 4:
+        return DotBlockOf<Affine4Row>(x, rows, w, begin, end, sink);
+      case 5:
+        return DotBlockOf<BitStreamRow<5>>(x, rows, w, begin, end, sink);
+      case 6:
+        return DotBlockOf<BitStreamRow<6>>(x, rows, w, begin, end, sink);
+      default:
+        return DotBlockOf<Affine8Row>(x, rows, w, begin, end, sink);
+    }
   } else if (w.dtype == DType::kBF16) {
     DotBlockOf<PlainRow<uint16_t>>(x, rows, w, begin, end, sink);
   } else {

@@ -10,8 +10,6 @@
 #define CONCLAVE_KERNELS_CPU_WEIGHT_ROW_INL_H_
 #endif
 
-#include <algorithm>
-#include <cmath>
 #include <cstdint>
 #include <cstring>
 
@@ -82,82 +80,10 @@ struct RowScales {
   }
 };
 
-HWY_INLINE RowScales AffineScales(const WeightView& w, int64_t row) {
-  RowScales out;
-  out.scales = static_cast<const uint16_t*>(w.scales) + row * w.scale_stride;
-  if (w.biases != nullptr) {
-    out.biases = static_cast<const uint16_t*>(w.biases) + row * w.scale_stride;
-  }
-  out.f16 = w.scale_dtype == DType::kF16;
-  out.symmetric = -static_cast<float>(1 << (w.bits - 1));
-  out.group = w.group;
-  return out;
-}
-
 using Bytes = hn::Rebind<uint8_t, F32>;
-using Ints = hn::RebindToSigned<F32>;
 
-HWY_INLINE V FromCodes(hn::Vec<Bytes> codes) {
-  return hn::ConvertTo(F32(), hn::PromoteTo(Ints(), codes));
-}
-
-// kAffine of 4 bits: a byte is an even and an odd column.
-struct Affine4Row {
-  static constexpr bool kMayEndInStep = false;
-  const uint8_t* codes;
-  RowScales scales;
-
-  Affine4Row() = default;
-  HWY_INLINE Affine4Row(const WeightView& w, int64_t row)
-      : codes(static_cast<const uint8_t*>(w.data) + row * w.row_stride),
-        scales(AffineScales(w, row)) {}
-  HWY_INLINE void Load(int64_t i, V& a, V& b) const {
-    const Bytes d8;
-    const auto pairs = hn::LoadU(d8, codes + i / 2);
-    a = FromCodes(hn::And(pairs, hn::Set(d8, 15)));
-    b = FromCodes(hn::ShiftRight<4>(pairs));
-    scales.Apply(i, a, b);
-  }
-  HWY_INLINE void Prefetch(int64_t, const WeightView&) const {}
-};
-
-// kAffine of any bits: 8 directly, others through a bit stream.
-struct AffineRow {
-  static constexpr bool kMayEndInStep = false;
-  const uint8_t* codes;
-  int32_t bits;
-  RowScales scales;
-
-  AffineRow() = default;
-  HWY_INLINE AffineRow(const WeightView& w, int64_t row)
-      : codes(static_cast<const uint8_t*>(w.data) + row * w.row_stride),
-        bits(w.bits),
-        scales(AffineScales(w, row)) {}
-  HWY_INLINE void Load(int64_t i, V& a, V& b) const {
-    const Bytes d8;
-    const uint8_t* from = codes + i;
-    uint8_t unpacked[kStep];
-    if (bits != 8) {
-      // Eight codes are `bits` bytes.
-      const uint8_t* part = codes + i / 8 * bits;
-      for (int64_t k = 0; k < kStep; k += 8, part += bits) {
-        uint64_t word = 0;
-        std::memcpy(&word, part, static_cast<size_t>(bits));
-        for (int64_t j = 0; j < 8; ++j, word >>= bits) {
-          unpacked[k + j] = static_cast<uint8_t>(word & ((1u << bits) - 1));
-        }
-      }
-      from = unpacked;
-    }
-    a = FromCodes(hn::LoadU(d8, from));
-    b = FromCodes(hn::LoadU(d8, from + kLanes));
-    scales.Apply(i, a, b);
-  }
-  HWY_INLINE void Prefetch(int64_t, const WeightView&) const {}
-};
-
-// kFp8Block. An e4m3 with its exponent and mantissa moved into a float's is
-// 2^-120 of its value, subnormal ones included.
+// kFp8Block. An e4m3 with its exponent and mantissa moved into a half's is
+// 2^-8 of its value, subnormal ones included.
 struct Fp8Row {
   static constexpr bool kMayEndInStep = true;
   const uint8_t* data;
@@ -173,18 +99,19 @@ struct Fp8Row {
     scales.f16 = w.scale_dtype == DType::kF16;
     scales.group = kFp8Block;
   }
-  HWY_INLINE V Decode(const uint8_t* from, float scale) const {
-    const F32 df;
-    const hn::RebindToUnsigned<F32> du;
-    const auto code = hn::PromoteTo(du, hn::LoadU(Bytes(), from));
-    const auto magnitude = hn::ShiftLeft<20>(hn::And(code, hn::Set(du, 0x7F)));
-    const auto sign = hn::ShiftLeft<24>(hn::And(code, hn::Set(du, 0x80)));
-    const V value = hn::Mul(hn::BitCast(df, hn::Or(magnitude, sign)),
-                            hn::Set(df, 0x1p120f));
-    return hn::Mul(value, hn::Set(df, scale));
+  HWY_INLINE V Decode(const uint8_t* from, V scale) const {
+    const hn::Rebind<uint16_t, F32> d16;
+    const hn::Rebind<hwy::float16_t, F32> half;
+    const auto code = hn::PromoteTo(d16, hn::LoadU(Bytes(), from));
+    const auto magnitude = hn::ShiftLeft<7>(hn::And(code, hn::Set(d16, 0x7F)));
+    const auto sign = hn::ShiftLeft<8>(hn::And(code, hn::Set(d16, 0x80)));
+    const auto bits = hn::BitCast(half, hn::Or(magnitude, sign));
+    // The power of two first: the product with the scale is rounded once.
+    const V value = hn::Mul(hn::PromoteTo(F32(), bits), hn::Set(F32(), 256.0f));
+    return hn::Mul(value, scale);
   }
   HWY_INLINE void Load(int64_t i, V& a, V& b) const {
-    const float scale = scales.Read(scales.scales, i / kFp8Block);
+    const V scale = hn::Set(F32(), scales.Read(scales.scales, i / kFp8Block));
     a = Decode(data + (i - begin), scale);
     b = Decode(data + (i - begin) + kLanes, scale);
   }
