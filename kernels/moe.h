@@ -32,6 +32,23 @@ struct ShardLayerWeights {
   WeightView down;     // [slices * hidden, width]
 };
 
+// The same as memory, for those that hold it: gate_up and down in `dtype`,
+// which is kF32, kBF16 or kF8E4M3; the latter with bf16 scales per block of
+// up_block rows of gate_up, or down_block rows of down, and 128 columns.
+struct StackedExperts {
+  int32_t slices = 0;
+  int32_t width = 0;
+  int32_t hidden = 0;
+  DType dtype = DType::kBF16;
+  const void* gate_up = nullptr;
+  const void* down = nullptr;
+  const void* gate_up_scales = nullptr;
+  const void* down_scales = nullptr;
+  int32_t up_block = 0;
+  int32_t down_block = 0;
+};
+ShardLayerWeights ViewOf(const StackedExperts& experts);
+
 // One (slice, row) pair each; sorted by (slice, row), no pair twice.
 struct ExpertEntries {
   std::span<const int32_t> slice;  // local index in the shard's layer

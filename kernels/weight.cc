@@ -62,7 +62,7 @@ void DecodeAffine(const WeightView& w, int64_t row, std::span<float> out) {
 
 void DecodeFp8(const WeightView& w, int64_t row, std::span<float> out) {
   const auto* codes = static_cast<const uint8_t*>(w.data) + row * w.row_stride;
-  const int64_t scales = (w.first_row + row) / kFp8Block * w.scale_stride;
+  const int64_t scales = (w.first_row + row) / w.group * w.scale_stride;
   for (int64_t c = 0; c < w.cols; ++c) {
     out[c] = FromE4M3(codes[c]) * Half(w, w.scales, scales + c / kFp8Block);
   }
@@ -117,6 +117,7 @@ void CheckWeight(const WeightView& w) {
   if (w.packing == Packing::kFp8Block) {
     CONCLAVE_CHECK_GE(w.row_stride, w.cols);
     CONCLAVE_CHECK_GE(w.scale_stride * kFp8Block, w.cols);
+    CONCLAVE_CHECK(w.group > 0);
     return;
   }
   CONCLAVE_CHECK((w.bits >= 3 && w.bits <= 6) || w.bits == 8);

@@ -12,7 +12,7 @@ namespace conclave::kernels {
 enum class Packing : uint8_t {
   kPlain,     // as dtype says
   kAffine,    // groups of a row: scale * q + bias, q of `bits` bits
-  kFp8Block,  // blocks of 128 x 128: scale * e4m3
+  kFp8Block,  // blocks: scale * e4m3
 };
 
 // A linear's weight [rows = out, cols = in], row-major, not owned. y = W x.
@@ -27,7 +27,7 @@ struct WeightView {
   // Packed only. kAffine: bits 3, 4, 5, 6 or 8, element j of a row at bit
   // j * bits, least significant first; scales and biases are
   // [rows, cols / group]; cols is a multiple of group, group of 32.
-  // kFp8Block: scales are [blocks of rows, blocks of cols].
+  // kFp8Block: scales are [blocks of `group` rows, blocks of 128 cols].
   Packing packing = Packing::kPlain;
   int32_t bits = 0;
   int32_t group = 0;

@@ -43,21 +43,16 @@ void WriteRows(std::span<const float> from, DType dtype, std::byte* to) {
 
 kernels::ShardLayerWeights ViewOf(const checkpoint::ShardLayer& layer,
                                   int32_t hidden) {
-  const int64_t up_rows = int64_t{2} * layer.slices * layer.width;
-  const int64_t down_rows = int64_t{1} * layer.slices * hidden;
-  return {.slices = layer.slices,
-          .width = layer.width,
-          .hidden = hidden,
-          .gate_up = {.data = layer.gate_up.data(),
-                      .dtype = layer.dtype,
-                      .rows = up_rows,
-                      .cols = hidden,
-                      .row_stride = hidden},
-          .down = {.data = layer.down.data(),
-                   .dtype = layer.dtype,
-                   .rows = down_rows,
-                   .cols = layer.width,
-                   .row_stride = layer.width}};
+  return kernels::ViewOf({.slices = layer.slices,
+                          .width = layer.width,
+                          .hidden = hidden,
+                          .dtype = layer.dtype,
+                          .gate_up = layer.gate_up.data(),
+                          .down = layer.down.data(),
+                          .gate_up_scales = layer.gate_up_scales.data(),
+                          .down_scales = layer.down_scales.data(),
+                          .up_block = layer.up_block,
+                          .down_block = layer.down_block});
 }
 
 // The rows of the request as floats; no copy if they are that already.

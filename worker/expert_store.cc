@@ -41,15 +41,13 @@ absl::StatusOr<std::vector<Shard>> ParseShards(
 }
 
 // Bytes that the shards will have, so that progress knows its end.
-uint64_t ExpectedBytes(const checkpoint::Checkpoint& checkpoint,
-                       const std::vector<Shard>& shards) {
+absl::StatusOr<uint64_t> ExpectedBytes(const checkpoint::Checkpoint& checkpoint,
+                                       const std::vector<Shard>& shards) {
   uint64_t bytes = 0;
   for (const Shard& shard : shards) {
-    for (const Slice& slice : shard.slices) {
-      bytes += 3 * static_cast<uint64_t>(slice.width()) *
-               static_cast<uint64_t>(checkpoint.config().hidden_size) *
-               SizeOf(DType::kBF16);
-    }
+    ASSIGN_OR_RETURN(const uint64_t one,
+                     checkpoint::ShardBytes(checkpoint, shard));
+    bytes += one;
   }
   return bytes;
 }
@@ -101,7 +99,7 @@ absl::Status ExpertStore::Assign(const v1::AssignRequest& request,
     current_ = nullptr;
   }
   source_ = source;
-  const uint64_t total = ExpectedBytes(*checkpoint, missing);
+  ASSIGN_OR_RETURN(const uint64_t total, ExpectedBytes(*checkpoint, missing));
   uint64_t loaded = 0;
   for (const Shard& shard : missing) {
     const auto report = [&](uint64_t done, uint64_t /*of_this_shard*/) {

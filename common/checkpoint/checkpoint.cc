@@ -72,6 +72,23 @@ std::string ShapeText(const TensorView& tensor) {
                       "]");
 }
 
+// What is wrong with a tensor's dtype; empty: nothing.
+std::string WantedDType(TensorKind kind, DType dtype) {
+  switch (kind) {
+    case TensorKind::kFloat:
+      if (dtype == DType::kBF16 || dtype == DType::kF32) return "";
+      return dtype == DType::kF8E4M3 ? absl::StrCat("has no scales (",
+                                                    std::string(kScaleSuffix),
+                                                    " behind its name)")
+                                     : "only BF16 and F32 are supported";
+    case TensorKind::kFp8:
+      return dtype == DType::kF8E4M3 ? "" : "it has scales, so F8_E4M3 is due";
+    case TensorKind::kScales:
+      return dtype == DType::kBF16 ? "" : "scales are BF16";
+  }
+  return "";
+}
+
 float FromBf16(uint16_t bits) {
   return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16);
 }
@@ -258,16 +275,15 @@ absl::Status Checkpoint::Impl::CheckTensor(const ExpectedTensor& expected,
                      absl::StrJoin(expected.shape, ", "),
                      "]"));
   }
-  if (tensor.dtype != DType::kBF16 && tensor.dtype != DType::kF32) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(tensor.file,
-                     ": tensor ",
-                     Quoted(tensor.name),
-                     ": is ",
-                     ShapeText(tensor),
-                     ", but only BF16 and F32 are supported"));
-  }
-  return absl::OkStatus();
+  const std::string wanted = WantedDType(expected.kind, tensor.dtype);
+  if (wanted.empty()) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(tensor.file,
+                                                 ": tensor ",
+                                                 Quoted(tensor.name),
+                                                 ": is ",
+                                                 ShapeText(tensor),
+                                                 ", but ",
+                                                 wanted));
 }
 
 absl::Status Checkpoint::Impl::CheckTensors() const {

@@ -38,6 +38,8 @@ class JsonFields {
   bool Require(std::string_view key);
   void Fail(std::string_view key, const std::string& why);
   void Unsupported(std::string_view key, const std::string& why);
+  // The error of an object inside of this one.
+  void Adopt(const absl::Status& nested) { Keep(nested); }
   const absl::Status& status() const { return status_; }
   std::string Name(std::string_view key) const;
 

@@ -69,14 +69,32 @@ std::string QuantMethod(const json::value& value) {
   return "of unknown kind";
 }
 
-void CheckNotQuantised(JsonFields& fields) {
+// docs/qwen3.5-moe 2.4. Which modules are not converted shows in the tensors.
+void ReadFp8(const json::object& object, JsonFields& fields) {
+  CheckKnown(object, kFp8Keys, /*bookkeeping=*/false, fields);
+  fields.MustBe("fmt", "e4m3");
+  if (!fields.Require("weight_block_size")) return;
+  fields.MustBe("weight_block_size", json::array{128, 128});
+  if (!fields.Has("activation_scheme")) return;
+  fields.MustBe("activation_scheme", "dynamic");
+}
+
+// Sets `fp8` where the object says so; other formats are refused by name.
+void ReadQuantisation(JsonFields& fields, const std::string& file, bool* fp8) {
   for (const char* key : {"quantization_config", "quantization"}) {
     if (const json::value* value = fields.Get(key)) {
+      if (QuantMethod(*value) == "\"fp8\"") {
+        JsonFields nested(*value->if_object(), file, fields.Name(key));
+        ReadFp8(*value->if_object(), nested);
+        fields.Adopt(nested.status());
+        *fp8 = true;
+        continue;
+      }
       fields.Unsupported(key,
                          absl::StrCat("quantisation ",
                                       QuantMethod(*value),
-                                      " is not supported; use the BF16 "
-                                      "checkpoint of this model"));
+                                      " is not supported; use the BF16 or "
+                                      "FP8 checkpoint of this model"));
     }
   }
 }
@@ -283,13 +301,23 @@ std::string Sha256Hex(std::string_view bytes) {
       {reinterpret_cast<const char*>(digest.data()), digest.size()});
 }
 
+// Columns of an expert that move together.
+int32_t ColumnMultiple(const ModelConfig& c) {
+  constexpr int32_t kFloat = 16, kFp8Block = 128;
+  if (!c.fp8) return kFloat;
+  // Experts that are no whole number of blocks stay whole.
+  return c.moe_intermediate_size % kFp8Block == 0 ? kFp8Block
+                                                  : c.moe_intermediate_size;
+}
+
 }  // namespace
 
 ExpertShape ModelConfig::expert_shape() const {
   return {.layers = num_hidden_layers,
           .experts = num_experts,
           .intermediate = moe_intermediate_size,
-          .hidden = hidden_size};
+          .hidden = hidden_size,
+          .column_multiple = ColumnMultiple(*this)};
 }
 
 absl::StatusOr<ModelConfig> ParseModelConfig(std::string_view text,
@@ -303,7 +331,8 @@ absl::StatusOr<ModelConfig> ParseModelConfig(std::string_view text,
   }
   const json::object* model = outer;
   JsonFields top(*outer, file, "");
-  CheckNotQuantised(top);
+  ModelConfig config;
+  ReadQuantisation(top, file, &config.fp8);
   CheckModelType(top, /*nested_text=*/false);
   const bool nested = top.Has("text_config");
   if (nested) {
@@ -315,8 +344,7 @@ absl::StatusOr<ModelConfig> ParseModelConfig(std::string_view text,
   RETURN_IF_ERROR(top.status());
 
   JsonFields fields(*model, file, nested ? "text_config" : "");
-  ModelConfig config;
-  CheckNotQuantised(fields);
+  ReadQuantisation(fields, file, &config.fp8);
   if (nested) CheckModelType(fields, /*nested_text=*/true);
   ReadSizes(fields, config);
   CheckRelations(fields, config);

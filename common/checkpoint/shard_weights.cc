@@ -3,11 +3,13 @@
 
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 #include <span>
 #include <string>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "common/checkpoint/fp8.h"
 #include "common/status_macros.h"
 
 namespace conclave::checkpoint {
@@ -50,6 +52,7 @@ struct Matrix {
   uint64_t offset = 0;
   int64_t rows = 0;
   int64_t cols = 0;
+  std::string name;  // without prefix; of FP8 weights, which have scales
 };
 
 // gate, up: [intermediate, hidden]; down: [hidden, intermediate].
@@ -69,9 +72,9 @@ absl::StatusOr<Expert> FindExpert(const Checkpoint& checkpoint,
     ASSIGN_OR_RETURN(const TensorView both,
                      checkpoint.Find(at + "gate_up_proj"));
     ASSIGN_OR_RETURN(const TensorView down, checkpoint.Find(at + "down_proj"));
-    return Expert{.gate = {both, 2 * e * size, width, hidden},
-                  .up = {both, (2 * e + 1) * size, width, hidden},
-                  .down = {down, e * size, hidden, width}};
+    return Expert{.gate = {both, 2 * e * size, width, hidden, ""},
+                  .up = {both, (2 * e + 1) * size, width, hidden, ""},
+                  .down = {down, e * size, hidden, width, ""}};
   }
   const std::string own = absl::StrCat(at, e, ".");
   ASSIGN_OR_RETURN(const TensorView gate,
@@ -80,10 +83,21 @@ absl::StatusOr<Expert> FindExpert(const Checkpoint& checkpoint,
                    checkpoint.Find(own + "up_proj.weight"));
   ASSIGN_OR_RETURN(const TensorView down,
                    checkpoint.Find(own + "down_proj.weight"));
-  return Expert{.gate = {gate, 0, width, hidden},
-                .up = {up, 0, width, hidden},
-                .down = {down, 0, hidden, width}};
+  return Expert{.gate = {gate, 0, width, hidden, own + "gate_proj.weight"},
+                .up = {up, 0, width, hidden, own + "up_proj.weight"},
+                .down = {down, 0, hidden, width, own + "down_proj.weight"}};
 }
+
+int64_t Blocks(int64_t elements) {
+  return (elements + kFp8BlockSize - 1) / kFp8BlockSize;
+}
+
+// Part of a matrix: rows [first, first + rows), columns [begin, end).
+struct Cut {
+  int64_t first = 0, rows = 0;
+  int64_t begin = 0, end = 0;
+  int64_t block = 0;  // rows that share a scale in what is held
+};
 
 absl::Status ReadRows(const Checkpoint& checkpoint,
                       const Matrix& matrix,
@@ -123,6 +137,24 @@ absl::Status ReadColumns(const Checkpoint& checkpoint,
   return absl::OkStatus();
 }
 
+// Scales of rows [first, first + rows) and columns [begin, end) of an FP8
+// matrix, a row of them per `block` rows.
+absl::Status ReadScales(const Checkpoint& checkpoint,
+                        const Matrix& matrix,
+                        const Cut& cut,
+                        std::byte* out) {
+  ASSIGN_OR_RETURN(const std::vector<uint16_t> all,
+                   ReadFp8Scales(checkpoint, matrix.name));
+  const int64_t stride = Blocks(matrix.cols);
+  const int64_t begin = cut.begin / kFp8BlockSize;
+  const size_t bytes = (Blocks(cut.end) - begin) * sizeof(uint16_t);
+  for (int64_t row = 0; row < cut.rows; row += cut.block, out += bytes) {
+    const int64_t from = (cut.first + row) / kFp8BlockSize * stride + begin;
+    std::memcpy(out, all.data() + from, bytes);
+  }
+  return absl::OkStatus();
+}
+
 class Loader {
  public:
   Loader(const Checkpoint& checkpoint, const LoadProgressFn& progress)
@@ -147,6 +179,10 @@ class Loader {
         }
       }
       total_ += 3 * RowBytes(gate.dtype) * slice.width();
+      if (gate.dtype == DType::kF8E4M3) {
+        RETURN_IF_ERROR(CheckCut(slice));
+        total_ += 2 * UpScales(slice.width()) + DownScales(slice.width());
+      }
     }
     return absl::OkStatus();
   }
@@ -162,6 +198,8 @@ class Loader {
     const size_t bytes = RowBytes(layer.dtype) * layer.width;
     layer.gate_up = Buffer(2 * bytes * slices.size());
     layer.down = Buffer(bytes * slices.size());
+    const bool fp8 = layer.dtype == DType::kF8E4M3;
+    if (fp8) PlaceScales(slices.size(), layer);
     for (size_t i = 0; i < slices.size(); ++i) {
       layer.expert.push_back(slices[i].expert);
       ASSIGN_OR_RETURN(
@@ -185,6 +223,7 @@ class Loader {
       RETURN_IF_ERROR(
           ReadColumns(checkpoint_, expert.down, slices[i], piece_, down));
       Report(bytes);
+      if (fp8) RETURN_IF_ERROR(LoadScales(expert, slices[i], i, layer));
     }
     return layer;
   }
@@ -194,6 +233,68 @@ class Loader {
  private:
   uint64_t RowBytes(DType dtype) const { return hidden_ * SizeOf(dtype); }
 
+  // Rows of a slice, and of hidden, that can share a scale.
+  int64_t UpBlock(int64_t width) const {
+    return std::gcd(kFp8BlockSize, width);
+  }
+  int64_t DownBlock() const {
+    return std::gcd(kFp8BlockSize, static_cast<int64_t>(hidden_));
+  }
+  // Bytes of the scales of one gate or up, and of one down.
+  uint64_t UpScales(int64_t width) const {
+    return sizeof(uint16_t) * (width / UpBlock(width)) *
+           Blocks(static_cast<int64_t>(hidden_));
+  }
+  uint64_t DownScales(int64_t width) const {
+    return sizeof(uint16_t) * (hidden_ / DownBlock()) * Blocks(width);
+  }
+
+  absl::Status CheckCut(const Slice& slice) const {
+    const int64_t whole = checkpoint_.config().moe_intermediate_size;
+    if (slice.begin % kFp8BlockSize == 0 &&
+        (slice.end % kFp8BlockSize == 0 || slice.end == whole)) {
+      return absl::OkStatus();
+    }
+    return absl::InvalidArgumentError(
+        absl::StrCat(ToString(slice),
+                     ": FP8 experts can only be cut at multiples of ",
+                     kFp8BlockSize,
+                     " columns"));
+  }
+
+  void PlaceScales(size_t slices, ShardLayer& layer) const {
+    layer.up_block = static_cast<int32_t>(UpBlock(layer.width));
+    layer.down_block = static_cast<int32_t>(DownBlock());
+    layer.gate_up_scales = Buffer(2 * slices * UpScales(layer.width));
+    layer.down_scales = Buffer(slices * DownScales(layer.width));
+  }
+
+  // Scales of slice i, whose codes are checked too.
+  absl::Status LoadScales(const Expert& expert,
+                          const Slice& slice,
+                          size_t i,
+                          ShardLayer& layer) {
+    const auto hidden = static_cast<int64_t>(hidden_);
+    const uint64_t up = UpScales(layer.width), down = DownScales(layer.width);
+    const Cut rows{slice.begin, slice.width(), 0, hidden, layer.up_block};
+    const Cut columns{0, hidden, slice.begin, slice.end, layer.down_block};
+    std::byte* gate_up = layer.gate_up_scales.data() + 2 * i * up;
+    RETURN_IF_ERROR(ReadScales(checkpoint_, expert.gate, rows, gate_up));
+    RETURN_IF_ERROR(ReadScales(checkpoint_, expert.up, rows, gate_up + up));
+    RETURN_IF_ERROR(ReadScales(checkpoint_,
+                               expert.down,
+                               columns,
+                               layer.down_scales.data() + i * down));
+    Report(2 * up + down);
+    const uint64_t bytes = hidden_ * layer.width;
+    const auto codes = layer.gate_up.bytes().subspan(2 * i * bytes);
+    RETURN_IF_ERROR(CheckFp8Codes(codes.first(bytes), expert.gate.tensor));
+    RETURN_IF_ERROR(
+        CheckFp8Codes(codes.subspan(bytes, bytes), expert.up.tensor));
+    return CheckFp8Codes(layer.down.bytes().subspan(i * bytes, bytes),
+                         expert.down.tensor);
+  }
+
   void Report(uint64_t bytes) {
     done_ += bytes;
     if (progress_) progress_(done_, total_);
@@ -201,13 +302,21 @@ class Loader {
 
   const Checkpoint& checkpoint_;
   const uint64_t hidden_;
-  const LoadProgressFn& progress_;
+  const LoadProgressFn progress_;
   std::vector<std::byte> piece_;
   uint64_t done_ = 0;
   uint64_t total_ = 0;
 };
 
 }  // namespace
+
+absl::StatusOr<uint64_t> ShardBytes(const Checkpoint& checkpoint,
+                                    const Shard& shard) {
+  RETURN_IF_ERROR(Check(checkpoint.config(), shard));
+  Loader loader(checkpoint, nullptr);
+  RETURN_IF_ERROR(loader.Size(shard.slices));
+  return loader.total();
+}
 
 absl::StatusOr<ShardWeights> LoadShard(const Checkpoint& checkpoint,
                                        const Shard& shard,

@@ -20,6 +20,12 @@ struct ShardLayer {
   DType dtype = DType::kBF16;
   Buffer gate_up;  // [slices, 2, width, hidden]: gate rows, then up rows
   Buffer down;     // [slices, hidden, width]
+  // kF8E4M3 only, bf16: a scale per block of up_block or down_block rows (128,
+  // or less where a slice's rows end earlier) and 128 columns.
+  Buffer gate_up_scales;
+  Buffer down_scales;
+  int32_t up_block = 0;
+  int32_t down_block = 0;
 };
 
 // All layers of one shard; layers without a slice have slices == 0.
@@ -28,6 +34,10 @@ struct ShardWeights {
   std::vector<ShardLayer> layers;  // [layers]
   uint64_t bytes = 0;
 };
+
+// Bytes that LoadShard will hold.
+absl::StatusOr<uint64_t> ShardBytes(const Checkpoint& checkpoint,
+                                    const Shard& shard);
 
 using LoadProgressFn =
     std::function<void(uint64_t bytes_done, uint64_t bytes_total)>;

@@ -52,17 +52,30 @@ class Lister {
   int64_t H() const { return c_.hidden_size; }
 
   absl::Status Visit(std::string name, Shape shape) {
-    return visit_({std::move(name), std::move(shape)});
+    return visit_({std::move(name), std::move(shape), TensorKind::kFloat});
+  }
+
+  // A linear that an FP8 checkpoint may have converted.
+  absl::Status Linear(std::string name, int64_t rows, int64_t cols) {
+    constexpr int64_t kBlock = 128;
+    const std::string scales = absl::StrCat(name, std::string(kScaleSuffix));
+    if (!c_.fp8 || !has_(scales)) {
+      return Visit(std::move(name), {rows, cols});
+    }
+    RETURN_IF_ERROR(visit_({std::move(name), {rows, cols}, TensorKind::kFp8}));
+    return visit_({scales,
+                   {(rows + kBlock - 1) / kBlock, (cols + kBlock - 1) / kBlock},
+                   TensorKind::kScales});
   }
 
   absl::Status FullAttention(const std::string& at) {
     const int64_t q = int64_t{c_.num_attention_heads} * c_.head_dim;
     const int64_t kv = int64_t{c_.num_key_value_heads} * c_.head_dim;
     // Query and output gate share one projection.
-    RETURN_IF_ERROR(Visit(at + "q_proj.weight", {2 * q, H()}));
-    RETURN_IF_ERROR(Visit(at + "k_proj.weight", {kv, H()}));
-    RETURN_IF_ERROR(Visit(at + "v_proj.weight", {kv, H()}));
-    RETURN_IF_ERROR(Visit(at + "o_proj.weight", {H(), q}));
+    RETURN_IF_ERROR(Linear(at + "q_proj.weight", 2 * q, H()));
+    RETURN_IF_ERROR(Linear(at + "k_proj.weight", kv, H()));
+    RETURN_IF_ERROR(Linear(at + "v_proj.weight", kv, H()));
+    RETURN_IF_ERROR(Linear(at + "o_proj.weight", H(), q));
     RETURN_IF_ERROR(Visit(at + "q_norm.weight", {c_.head_dim}));
     return Visit(at + "k_norm.weight", {c_.head_dim});
   }
@@ -73,8 +86,8 @@ class Lister {
         int64_t{c_.linear_num_key_heads} * c_.linear_key_head_dim;
     const int64_t values = heads * c_.linear_value_head_dim;
     const int64_t channels = 2 * keys + values;
-    RETURN_IF_ERROR(Visit(at + "in_proj_qkv.weight", {channels, H()}));
-    RETURN_IF_ERROR(Visit(at + "in_proj_z.weight", {values, H()}));
+    RETURN_IF_ERROR(Linear(at + "in_proj_qkv.weight", channels, H()));
+    RETURN_IF_ERROR(Linear(at + "in_proj_z.weight", values, H()));
     RETURN_IF_ERROR(Visit(at + "in_proj_b.weight", {heads, H()}));
     RETURN_IF_ERROR(Visit(at + "in_proj_a.weight", {heads, H()}));
     RETURN_IF_ERROR(
@@ -82,7 +95,7 @@ class Lister {
     RETURN_IF_ERROR(Visit(at + "A_log", {heads}));
     RETURN_IF_ERROR(Visit(at + "dt_bias", {heads}));
     RETURN_IF_ERROR(Visit(at + "norm.weight", {c_.linear_value_head_dim}));
-    return Visit(at + "out_proj.weight", {H(), values});
+    return Linear(at + "out_proj.weight", H(), values);
   }
 
   absl::Status Moe(const std::string& at) {
@@ -104,9 +117,9 @@ class Lister {
   }
 
   absl::Status Gated(const std::string& at, int64_t width) {
-    RETURN_IF_ERROR(Visit(at + "gate_proj.weight", {width, H()}));
-    RETURN_IF_ERROR(Visit(at + "up_proj.weight", {width, H()}));
-    return Visit(at + "down_proj.weight", {H(), width});
+    RETURN_IF_ERROR(Linear(at + "gate_proj.weight", width, H()));
+    RETURN_IF_ERROR(Linear(at + "up_proj.weight", width, H()));
+    return Linear(at + "down_proj.weight", H(), width);
   }
 
   const ModelConfig& c_;

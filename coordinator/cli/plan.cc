@@ -101,7 +101,7 @@ absl::StatusOr<Request> RequestFromFlags() {
     ASSIGN_OR_RETURN(const auto checkpoint,
                      checkpoint::Checkpoint::Open(config.model()));
     r.shape = checkpoint->config();
-    if (format.empty()) format = "bf16";  // what Open accepts
+    if (format.empty()) format = r.shape.fp8 ? "fp8" : "bf16";
   } else {
     ASSIGN_OR_RETURN(r.shape, planner::ShapeOf(shape));
   }

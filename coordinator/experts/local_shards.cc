@@ -55,19 +55,16 @@ uint64_t LocalShards::bytes() const {
 
 kernels::ShardLayerWeights LocalShards::View(
     const checkpoint::ShardLayer& layer) const {
-  return {.slices = layer.slices,
-          .width = layer.width,
-          .hidden = hidden_,
-          .gate_up = {.data = layer.gate_up.data(),
-                      .dtype = layer.dtype,
-                      .rows = int64_t{2} * layer.slices * layer.width,
-                      .cols = hidden_,
-                      .row_stride = hidden_},
-          .down = {.data = layer.down.data(),
-                   .dtype = layer.dtype,
-                   .rows = int64_t{1} * layer.slices * hidden_,
-                   .cols = layer.width,
-                   .row_stride = layer.width}};
+  return kernels::ViewOf({.slices = layer.slices,
+                          .width = layer.width,
+                          .hidden = hidden_,
+                          .dtype = layer.dtype,
+                          .gate_up = layer.gate_up.data(),
+                          .down = layer.down.data(),
+                          .gate_up_scales = layer.gate_up_scales.data(),
+                          .down_scales = layer.down_scales.data(),
+                          .up_block = layer.up_block,
+                          .down_block = layer.down_block});
 }
 
 absl::Status LocalShards::Compute(const kernels::Context& context,

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "coordinator/model/weights.h"
 
+#include <span>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "common/checkpoint/fp8.h"
 #include "common/status_macros.h"
 
 namespace conclave::model {
@@ -31,6 +33,7 @@ class Reader {
     if (tensor.shape != std::vector<int64_t>{rows, cols}) {
       return Bad(tensor, absl::StrCat("shape is not [", rows, ", ", cols, "]"));
     }
+    if (tensor.dtype == DType::kF8E4M3) return Fp8(name, tensor, out);
     if (tensor.dtype != DType::kF32 && tensor.dtype != DType::kBF16) {
       return Bad(tensor, "dtype is neither F32 nor BF16");
     }
@@ -43,6 +46,28 @@ class Reader {
       realigned_->push_back(Buffer::Copy(tensor.data));
       out->data = realigned_->back().data();
     }
+    return absl::OkStatus();
+  }
+
+  // The codes stay in the file; the scales are few and are copied.
+  absl::Status Fp8(const std::string& name,
+                   const TensorView& tensor,
+                   WeightView* out) {
+    RETURN_IF_ERROR(checkpoint::CheckFp8Codes(tensor.data, tensor));
+    ASSIGN_OR_RETURN(const std::vector<uint16_t> scales,
+                     checkpoint::ReadFp8Scales(checkpoint_, prefix_ + name));
+    const int64_t cols = tensor.shape[1];
+    realigned_->push_back(Buffer::Copy(std::as_bytes(std::span(scales))));
+    *out = {.data = tensor.data.data(),
+            .dtype = DType::kU8,
+            .rows = tensor.shape[0],
+            .cols = cols,
+            .row_stride = cols,
+            .packing = kernels::Packing::kFp8Block,
+            .group = static_cast<int32_t>(checkpoint::kFp8BlockSize),
+            .scales = realigned_->back().data(),
+            .scale_stride = (cols + checkpoint::kFp8BlockSize - 1) /
+                            checkpoint::kFp8BlockSize};
     return absl::OkStatus();
   }
 

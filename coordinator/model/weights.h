@@ -40,7 +40,8 @@ struct DenseWeights {
   std::vector<LayerWeights> layers;
   NormWeight final_norm;
   kernels::WeightView head;  // [vocab, hidden]
-  // Copies of the few linears that a file holds at an odd address.
+  // Copies of the few linears that a file holds at an odd address, and of the
+  // scales of FP8 ones.
   std::vector<Buffer> realigned;
 };
 

@@ -93,7 +93,7 @@ struct Fp8Row {
   Fp8Row() = default;
   HWY_INLINE Fp8Row(const WeightView& w, int64_t row)
       : data(static_cast<const uint8_t*>(w.data) + row * w.row_stride) {
-    const int64_t block = (w.first_row + row) / kFp8Block;
+    const int64_t block = (w.first_row + row) / w.group;
     scales.scales =
         static_cast<const uint16_t*>(w.scales) + block * w.scale_stride;
     scales.f16 = w.scale_dtype == DType::kF16;

@@ -7,73 +7,16 @@
 #include <cmath>
 #include <filesystem>
 #include <fstream>
-#include <functional>
-#include <numeric>
 #include <string>
 #include <string_view>
 #include <vector>
 
-#include "common/check.h"
-#include "common/checkpoint/model_config.h"
-#include "common/checkpoint/tensor_list.h"
 #include "common/dtype.h"
+#include "tests/testing/checkpoint_plan.h"
+#include "tests/testing/fp8_values.h"
 #include "tests/testing/seeded.h"
 
 namespace conclave::testing {
-
-struct PlannedTensor {
-  std::string name;  // with prefix, as in the file
-  std::string key;   // without; decides the values
-  std::string dtype;
-  std::vector<int64_t> shape;
-  int file = 0;
-};
-
-struct CheckpointOptions {
-  uint32_t seed = 1;
-  int layers = 4;  // every fourth is full attention
-  int hidden = 64;
-  int vocab = 128;
-  int experts = 8;
-  int experts_per_token = 2;
-  int intermediate = 32;
-  DType dtype = DType::kBF16;
-  bool fused = true;  // else three tensors per expert
-  bool mtp = false;
-  int files = 1;  // above 1: with an index
-  std::string prefix = "model.language_model.";
-  // Last say over the list: drop, add, bend.
-  std::function<void(std::vector<PlannedTensor>&)> edit = nullptr;
-};
-
-inline std::string ConfigJson(const CheckpointOptions& o) {
-  const auto field = [](const char* name, int value) {
-    return std::string(",\"") + name + "\":" + std::to_string(value);
-  };
-  return "{\"model_type\":\"qwen3_5_moe\",\"text_config\":{"
-         "\"model_type\":\"qwen3_5_moe_text\",\"rms_norm_eps\":1e-6,"
-         "\"rope_parameters\":{\"rope_type\":\"default\","
-         "\"rope_theta\":10000000,\"partial_rotary_factor\":0.25}" +
-         field("vocab_size", o.vocab) + field("hidden_size", o.hidden) +
-         field("num_hidden_layers", o.layers) +
-         field("full_attention_interval", 4) +
-         field("max_position_embeddings", 4096) +
-         field("num_attention_heads", 2) + field("num_key_value_heads", 1) +
-         field("head_dim", 32) + field("linear_num_key_heads", 1) +
-         field("linear_num_value_heads", 2) + field("linear_key_head_dim", 16) +
-         field("linear_value_head_dim", 16) +
-         field("linear_conv_kernel_dim", 4) + field("num_experts", o.experts) +
-         field("num_experts_per_tok", o.experts_per_token) +
-         field("moe_intermediate_size", o.intermediate) +
-         field("shared_expert_intermediate_size", 32) +
-         field("mtp_num_hidden_layers", o.mtp ? 1 : 0) +
-         field("eos_token_id", 0) + "}}";
-}
-
-inline size_t Elements(const std::vector<int64_t>& shape) {
-  return std::accumulate(
-      shape.begin(), shape.end(), size_t{1}, std::multiplies<>());
-}
 
 // `count` values of one matrix; they depend on seed and key alone.
 inline void AppendValues(uint32_t seed,
@@ -105,6 +48,12 @@ inline std::string TensorBytes(uint32_t seed, const PlannedTensor& tensor) {
   std::string out;
   const int64_t fan_in = tensor.shape.empty() ? 1 : tensor.shape.back();
   const size_t count = Elements(tensor.shape);
+  if (tensor.decoded) return Fp8Decoded(seed, tensor.key, tensor.shape);
+  if (tensor.dtype == "F8_E4M3") return Fp8Codes(seed, tensor.key, count);
+  if (tensor.key.ends_with("_scale_inv")) {
+    const auto scales = Fp8Scales(seed, tensor.key, count);
+    return {reinterpret_cast<const char*>(scales.data()), 2 * count};
+  }
   const bool gate_up = tensor.key.ends_with("experts.gate_up_proj");
   const bool down = tensor.key.ends_with("experts.down_proj");
   if (!gate_up && !down) {
@@ -143,33 +92,6 @@ inline std::string SafetensorsHeader(
   json.resize((json.size() + 7) / 8 * 8, ' ');
   const uint64_t length = json.size();
   return std::string(reinterpret_cast<const char*>(&length), 8) + json;
-}
-
-inline std::vector<PlannedTensor> PlanTensors(const CheckpointOptions& o) {
-  const auto config = checkpoint::ParseModelConfig(ConfigJson(o), "options");
-  CONCLAVE_CHECK(config.ok());
-  std::vector<PlannedTensor> plan;
-  const absl::Status listed = checkpoint::ForEachExpectedTensor(
-      *config,
-      o.mtp,
-      [&](std::string_view key) {
-        return key.ends_with("gate_up_proj") == o.fused;
-      },
-      [&](const checkpoint::ExpectedTensor& tensor) {
-        const bool bare =
-            tensor.name.starts_with("mtp.") || tensor.name == "lm_head.weight";
-        const bool fp32 = tensor.name.ends_with("A_log") ||
-                          tensor.name.ends_with("linear_attn.norm.weight");
-        plan.push_back({(bare ? "" : o.prefix) + tensor.name,
-                        tensor.name,
-                        std::string(fp32 ? "F32" : Name(o.dtype)),
-                        tensor.shape,
-                        static_cast<int>(plan.size()) % o.files});
-        return absl::OkStatus();
-      });
-  CONCLAVE_CHECK(listed.ok());
-  if (o.edit) o.edit(plan);
-  return plan;
 }
 
 inline void WriteCheckpoint(const std::filesystem::path& folder,

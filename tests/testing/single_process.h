@@ -15,25 +15,25 @@
 
 namespace conclave::testing {
 
-// The embedded model with all its experts in this process.
+// The embedded model, or another, with all its experts in this process.
 struct SingleProcess {
   explicit SingleProcess(kernels::Backend backend,
                          const v1::ClusterConfig& config = {},
-                         int32_t threads = 2)
+                         int32_t threads = 2,
+                         const checkpoint::Checkpoint& model = TinyModel())
       : pool(threads) {
-    const checkpoint::Checkpoint& tiny = TinyModel();
-    const ExpertShape shape = tiny.config().expert_shape();
+    const ExpertShape shape = model.config().expert_shape();
     auto placement = cluster::MakePlacement(config, shape);
     EXPECT_TRUE(placement.ok()) << placement.status();
     auto loaded =
-        experts::LocalShards::Load(tiny, *placement, std::nullopt, nullptr);
+        experts::LocalShards::Load(model, *placement, std::nullopt, nullptr);
     EXPECT_TRUE(loaded.ok()) << loaded.status();
     shards = *std::move(loaded);
     auto made = experts::LocalExperts::Create(
         *placement, shape, shards.get(), backend, &pool);
     EXPECT_TRUE(made.ok()) << made.status();
     local = *std::move(made);
-    runner = std::make_unique<ModelRunner>(tiny, local.get(), backend, &pool);
+    runner = std::make_unique<ModelRunner>(model, local.get(), backend, &pool);
   }
 
   ThreadPool pool;

@@ -63,6 +63,7 @@ TEST(DecodeRow, Fp8IsE4M3InBlocks) {
                      .cols = 160,
                      .row_stride = 160,
                      .packing = Packing::kFp8Block,
+                     .group = 128,
                      .scales = scales.data(),
                      .scale_stride = 2};
   const auto row = Row(w, 0);
