@@ -31,13 +31,15 @@ struct OutRows {
   }
 };
 
+// Not inlined, nor are tiles: with all storages in one function compilers take
+// minutes under sanitizers.
 template <class Row, class Sink>
-HWY_INLINE void DotBlockOf(const PackedRows& x,
-                           int64_t rows,
-                           const WeightView& w,
-                           int64_t begin,
-                           int64_t end,
-                           const Sink& sink) {
+HWY_NOINLINE void DotBlockOf(const PackedRows& x,
+                             int64_t rows,
+                             const WeightView& w,
+                             int64_t begin,
+                             int64_t end,
+                             const Sink& sink) {
   const auto tile = [&](int64_t r, int64_t o) HWY_ATTR {
     return [&sink, r, o, end](int row, int out, V4 sums) HWY_ATTR {
       const int64_t count = std::min<int64_t>(4, end - o - out);

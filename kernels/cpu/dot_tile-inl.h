@@ -94,10 +94,10 @@ HWY_INLINE void AddSteps(const RowSteps& x,
 // kRows rows times kOuts weight rows; sink(row of tile, first out of tile,
 // four sums). x is packed for T.
 template <int kRows, int kOuts, class Row, class Sink>
-HWY_INLINE void DotTile(const float* const (&x)[4],
-                        const Row (&w)[kOuts],
-                        int64_t cols,
-                        const Sink& sink) {
+HWY_NOINLINE void DotTile(const float* const (&x)[4],
+                          const Row (&w)[kOuts],
+                          int64_t cols,
+                          const Sink& sink) {
   static_assert(kOuts == 4 || kOuts == 8);
   const V zero = hn::Zero(F32());
   const OutSums none{zero, zero, zero, zero};
