@@ -22,6 +22,12 @@ enum class DType : uint8_t {
   kF8E4M3 = 8,
 };
 
+// kF8E4M3 weights have a scale per square block of so many rows and columns.
+inline constexpr int32_t kFp8Block = 128;
+constexpr int64_t Fp8Blocks(int64_t elements) {
+  return (elements + kFp8Block - 1) / kFp8Block;
+}
+
 size_t SizeOf(DType dtype);
 
 // The safetensors spelling: "F32", "BF16", ...

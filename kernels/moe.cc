@@ -48,7 +48,7 @@ WeightView Stacked(DType dtype,
   out.packing = Packing::kFp8Block;
   out.group = block;
   out.scales = scales;
-  out.scale_stride = (cols + kFp8Block - 1) / kFp8Block;
+  out.scale_stride = Fp8Blocks(cols);
   return out;
 }
 

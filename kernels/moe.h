@@ -5,6 +5,7 @@
 #include <span>
 
 #include "absl/status/status.h"
+#include "common/stacked_experts.h"
 #include "kernels/context.h"
 #include "kernels/weight.h"
 
@@ -32,21 +33,7 @@ struct ShardLayerWeights {
   WeightView down;     // [slices * hidden, width]
 };
 
-// The same as memory, for those that hold it: gate_up and down in `dtype`,
-// which is kF32, kBF16 or kF8E4M3; the latter with bf16 scales per block of
-// up_block rows of gate_up, or down_block rows of down, and 128 columns.
-struct StackedExperts {
-  int32_t slices = 0;
-  int32_t width = 0;
-  int32_t hidden = 0;
-  DType dtype = DType::kBF16;
-  const void* gate_up = nullptr;
-  const void* down = nullptr;
-  const void* gate_up_scales = nullptr;
-  const void* down_scales = nullptr;
-  int32_t up_block = 0;
-  int32_t down_block = 0;
-};
+// Views of the memory that holds them.
 ShardLayerWeights ViewOf(const StackedExperts& experts);
 
 // One (slice, row) pair each; sorted by (slice, row), no pair twice.

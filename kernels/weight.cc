@@ -1,17 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels/weight.h"
 
-#include <bit>
 #include <cmath>
 
+#include "common/bf16.h"
 #include "common/check.h"
 
 namespace conclave::kernels {
 namespace {
-
-float FromBf16(uint16_t bits) {
-  return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16);
-}
 
 // IEEE 754 binary16.
 float FromF16(uint16_t bits) {

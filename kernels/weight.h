@@ -38,8 +38,6 @@ struct WeightView {
   int64_t first_row = 0;         // kFp8Block: of the tensor, where data begins
 };
 
-inline constexpr int64_t kFp8Block = 128;
-
 // Rows [begin, begin + count).
 WeightView Rows(const WeightView& w, int64_t begin, int64_t count);
 

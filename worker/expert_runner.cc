@@ -2,12 +2,12 @@
 #include "worker/expert_runner.h"
 
 #include <algorithm>
-#include <bit>
 #include <cstring>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "common/bf16.h"
 #include "common/status_macros.h"
 #include "kernels/moe.h"
 
@@ -21,15 +21,8 @@ using transport::ShardPartial;
 void WidenRow(std::span<const std::byte> from, std::span<float> to) {
   const auto* bits = reinterpret_cast<const uint16_t*>(from.data());
   for (size_t i = 0; i < to.size(); ++i) {
-    to[i] = std::bit_cast<float>(static_cast<uint32_t>(bits[i]) << 16);
+    to[i] = FromBf16(bits[i]);
   }
-}
-
-// Round to nearest even; NaN stays NaN.
-uint16_t ToBf16(float value) {
-  const auto bits = std::bit_cast<uint32_t>(value);
-  if (value != value) return static_cast<uint16_t>((bits >> 16) | 0x40);
-  return static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 
 void WriteRows(std::span<const float> from, DType dtype, std::byte* to) {
@@ -39,20 +32,6 @@ void WriteRows(std::span<const float> from, DType dtype, std::byte* to) {
   }
   auto* bits = reinterpret_cast<uint16_t*>(to);
   std::transform(from.begin(), from.end(), bits, ToBf16);
-}
-
-kernels::ShardLayerWeights ViewOf(const checkpoint::ShardLayer& layer,
-                                  int32_t hidden) {
-  return kernels::ViewOf({.slices = layer.slices,
-                          .width = layer.width,
-                          .hidden = hidden,
-                          .dtype = layer.dtype,
-                          .gate_up = layer.gate_up.data(),
-                          .down = layer.down.data(),
-                          .gate_up_scales = layer.gate_up_scales.data(),
-                          .down_scales = layer.down_scales.data(),
-                          .up_block = layer.up_block,
-                          .down_block = layer.down_block});
 }
 
 // The rows of the request as floats; no copy if they are that already.
@@ -193,9 +172,12 @@ absl::StatusOr<Buffer> ExpertRunner::Run(const ExpertRequest& request) {
         sums.emplace_back(rows.size() * static_cast<size_t>(request.hidden) *
                           SizeOf(reply.dtype));
     if (!rows.empty()) {
-      ASSIGN_OR_RETURN(
-          const std::span<const float> partial,
-          RunShard(context_, ViewOf(layer, request.hidden), entries, x, rows));
+      ASSIGN_OR_RETURN(const std::span<const float> partial,
+                       RunShard(context_,
+                                kernels::ViewOf(layer.Stacked(request.hidden)),
+                                entries,
+                                x,
+                                rows));
       WriteRows(partial, reply.dtype, sum.data());
     }
     reply.shards.push_back(

@@ -11,6 +11,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "common/bf16.h"
 #include "common/checkpoint/safetensors.h"
 #include "common/checkpoint/safetensors_index.h"
 #include "common/checkpoint/strict_json.h"
@@ -87,10 +88,6 @@ std::string WantedDType(TensorKind kind, DType dtype) {
       return dtype == DType::kBF16 ? "" : "scales are BF16";
   }
   return "";
-}
-
-float FromBf16(uint16_t bits) {
-  return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16);
 }
 
 }  // namespace

@@ -13,8 +13,6 @@
 namespace conclave::checkpoint {
 
 // FP8 weights: e4m3 with a bf16 scale per block (docs/qwen3.5-moe 2.4).
-inline constexpr int64_t kFp8BlockSize = 128;
-
 // The scales that belong to an FP8 weight, finite. InvalidArgument names the
 // tensor.
 absl::StatusOr<std::vector<uint16_t>> ReadFp8Scales(

@@ -15,6 +15,7 @@
 #include "common/checkpoint/json_fields.h"
 #include "common/checkpoint/model_config_keys.h"
 #include "common/checkpoint/strict_json.h"
+#include "common/dtype.h"
 #include "common/limits.h"
 #include "common/status_macros.h"
 
@@ -74,7 +75,7 @@ void ReadFp8(const json::object& object, JsonFields& fields) {
   CheckKnown(object, kFp8Keys, /*bookkeeping=*/false, fields);
   fields.MustBe("fmt", "e4m3");
   if (!fields.Require("weight_block_size")) return;
-  fields.MustBe("weight_block_size", json::array{128, 128});
+  fields.MustBe("weight_block_size", json::array{kFp8Block, kFp8Block});
   if (!fields.Has("activation_scheme")) return;
   fields.MustBe("activation_scheme", "dynamic");
 }
@@ -303,7 +304,7 @@ std::string Sha256Hex(std::string_view bytes) {
 
 // Columns of an expert that move together.
 int32_t ColumnMultiple(const ModelConfig& c) {
-  constexpr int32_t kFloat = 16, kFp8Block = 128;
+  constexpr int32_t kFloat = 16;
   if (!c.fp8) return kFloat;
   // Experts that are no whole number of blocks stay whole.
   return c.moe_intermediate_size % kFp8Block == 0 ? kFp8Block

@@ -88,10 +88,6 @@ absl::StatusOr<Expert> FindExpert(const Checkpoint& checkpoint,
                 .down = {down, 0, hidden, width, own + "down_proj.weight"}};
 }
 
-int64_t Blocks(int64_t elements) {
-  return (elements + kFp8BlockSize - 1) / kFp8BlockSize;
-}
-
 // Part of a matrix: rows [first, first + rows), columns [begin, end).
 struct Cut {
   int64_t first = 0, rows = 0;
@@ -145,11 +141,11 @@ absl::Status ReadScales(const Checkpoint& checkpoint,
                         std::byte* out) {
   ASSIGN_OR_RETURN(const std::vector<uint16_t> all,
                    ReadFp8Scales(checkpoint, matrix.name));
-  const int64_t stride = Blocks(matrix.cols);
-  const int64_t begin = cut.begin / kFp8BlockSize;
-  const size_t bytes = (Blocks(cut.end) - begin) * sizeof(uint16_t);
+  const int64_t stride = Fp8Blocks(matrix.cols);
+  const int64_t begin = cut.begin / kFp8Block;
+  const size_t bytes = (Fp8Blocks(cut.end) - begin) * sizeof(uint16_t);
   for (int64_t row = 0; row < cut.rows; row += cut.block, out += bytes) {
-    const int64_t from = (cut.first + row) / kFp8BlockSize * stride + begin;
+    const int64_t from = (cut.first + row) / kFp8Block * stride + begin;
     std::memcpy(out, all.data() + from, bytes);
   }
   return absl::OkStatus();
@@ -235,30 +231,30 @@ class Loader {
 
   // Rows of a slice, and of hidden, that can share a scale.
   int64_t UpBlock(int64_t width) const {
-    return std::gcd(kFp8BlockSize, width);
+    return std::gcd(int64_t{kFp8Block}, width);
   }
   int64_t DownBlock() const {
-    return std::gcd(kFp8BlockSize, static_cast<int64_t>(hidden_));
+    return std::gcd(int64_t{kFp8Block}, static_cast<int64_t>(hidden_));
   }
   // Bytes of the scales of one gate or up, and of one down.
   uint64_t UpScales(int64_t width) const {
     return sizeof(uint16_t) * (width / UpBlock(width)) *
-           Blocks(static_cast<int64_t>(hidden_));
+           Fp8Blocks(static_cast<int64_t>(hidden_));
   }
   uint64_t DownScales(int64_t width) const {
-    return sizeof(uint16_t) * (hidden_ / DownBlock()) * Blocks(width);
+    return sizeof(uint16_t) * (hidden_ / DownBlock()) * Fp8Blocks(width);
   }
 
   absl::Status CheckCut(const Slice& slice) const {
     const int64_t whole = checkpoint_.config().moe_intermediate_size;
-    if (slice.begin % kFp8BlockSize == 0 &&
-        (slice.end % kFp8BlockSize == 0 || slice.end == whole)) {
+    if (slice.begin % kFp8Block == 0 &&
+        (slice.end % kFp8Block == 0 || slice.end == whole)) {
       return absl::OkStatus();
     }
     return absl::InvalidArgumentError(
         absl::StrCat(ToString(slice),
                      ": FP8 experts can only be cut at multiples of ",
-                     kFp8BlockSize,
+                     kFp8Block,
                      " columns"));
   }
 
@@ -309,6 +305,19 @@ class Loader {
 };
 
 }  // namespace
+
+StackedExperts ShardLayer::Stacked(int32_t hidden) const {
+  return {.slices = slices,
+          .width = width,
+          .hidden = hidden,
+          .dtype = dtype,
+          .gate_up = gate_up.data(),
+          .down = down.data(),
+          .gate_up_scales = gate_up_scales.data(),
+          .down_scales = down_scales.data(),
+          .up_block = up_block,
+          .down_block = down_block};
+}
 
 absl::StatusOr<uint64_t> ShardBytes(const Checkpoint& checkpoint,
                                     const Shard& shard) {

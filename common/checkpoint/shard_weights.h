@@ -9,6 +9,7 @@
 #include "common/buffer.h"
 #include "common/checkpoint/checkpoint.h"
 #include "common/slices.h"
+#include "common/stacked_experts.h"
 
 namespace conclave::checkpoint {
 
@@ -26,6 +27,8 @@ struct ShardLayer {
   Buffer down_scales;
   int32_t up_block = 0;
   int32_t down_block = 0;
+
+  StackedExperts Stacked(int32_t hidden) const;
 };
 
 // All layers of one shard; layers without a slice have slices == 0.

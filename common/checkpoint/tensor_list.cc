@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "common/dtype.h"
 #include "common/status_macros.h"
 
 namespace conclave::checkpoint {
@@ -57,15 +58,13 @@ class Lister {
 
   // A linear that an FP8 checkpoint may have converted.
   absl::Status Linear(std::string name, int64_t rows, int64_t cols) {
-    constexpr int64_t kBlock = 128;
     const std::string scales = absl::StrCat(name, std::string(kScaleSuffix));
     if (!c_.fp8 || !has_(scales)) {
       return Visit(std::move(name), {rows, cols});
     }
     RETURN_IF_ERROR(visit_({std::move(name), {rows, cols}, TensorKind::kFp8}));
-    return visit_({scales,
-                   {(rows + kBlock - 1) / kBlock, (cols + kBlock - 1) / kBlock},
-                   TensorKind::kScales});
+    return visit_(
+        {scales, {Fp8Blocks(rows), Fp8Blocks(cols)}, TensorKind::kScales});
   }
 
   absl::Status FullAttention(const std::string& at) {

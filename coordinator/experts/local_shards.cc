@@ -53,20 +53,6 @@ uint64_t LocalShards::bytes() const {
   return bytes;
 }
 
-kernels::ShardLayerWeights LocalShards::View(
-    const checkpoint::ShardLayer& layer) const {
-  return kernels::ViewOf({.slices = layer.slices,
-                          .width = layer.width,
-                          .hidden = hidden_,
-                          .dtype = layer.dtype,
-                          .gate_up = layer.gate_up.data(),
-                          .down = layer.down.data(),
-                          .gate_up_scales = layer.gate_up_scales.data(),
-                          .down_scales = layer.down_scales.data(),
-                          .up_block = layer.up_block,
-                          .down_block = layer.down_block});
-}
-
 absl::Status LocalShards::Compute(const kernels::Context& context,
                                   LayerId layer,
                                   const HolderPart& part,
@@ -85,7 +71,8 @@ absl::Status LocalShards::Compute(const kernels::Context& context,
     std::span<float> sum = context.workspace->Floats(size);
     RETURN_IF_ERROR(kernels::ExpertFfn(
         context,
-        View(shard->layers[static_cast<size_t>(Index(layer))]),
+        kernels::ViewOf(
+            shard->layers[static_cast<size_t>(Index(layer))].Stacked(hidden_)),
         {.slice = work.slice, .row = work.row, .weight = work.weight},
         rows,
         static_cast<int64_t>(part.tokens.size()),

@@ -42,7 +42,6 @@ class LocalShards {
                        std::vector<Partial>* partials) const;
 
  private:
-  kernels::ShardLayerWeights View(const checkpoint::ShardLayer& layer) const;
   const checkpoint::ShardWeights* Find(ShardId shard) const;
 
   std::vector<checkpoint::ShardWeights> weights_;  // ascending shard

@@ -1,28 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "coordinator/experts/rows.h"
 
-#include <bit>
-#include <cmath>
 #include <cstring>
 
+#include "common/bf16.h"
 #include "common/check.h"
 
 namespace conclave::experts {
-namespace {
-
-uint16_t ToBf16(float value) {
-  const uint32_t bits = std::bit_cast<uint32_t>(value);
-  // Rounding could turn a NaN into an infinity; keep it quiet instead.
-  if (std::isnan(value)) return static_cast<uint16_t>((bits >> 16) | 0x40);
-  return static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-}
-
-float FromBf16(uint16_t value) {
-  return std::bit_cast<float>(static_cast<uint32_t>(value) << 16);
-}
-
-}  // namespace
-
 void EncodeRows(std::span<const float> in,
                 DType dtype,
                 std::span<std::byte> out) {

@@ -64,10 +64,9 @@ class Reader {
             .cols = cols,
             .row_stride = cols,
             .packing = kernels::Packing::kFp8Block,
-            .group = static_cast<int32_t>(checkpoint::kFp8BlockSize),
+            .group = kFp8Block,
             .scales = realigned_->back().data(),
-            .scale_stride = (cols + checkpoint::kFp8BlockSize - 1) /
-                            checkpoint::kFp8BlockSize};
+            .scale_stride = Fp8Blocks(cols)};
     return absl::OkStatus();
   }
 

@@ -25,28 +25,31 @@ HWY_INLINE V FromCodes(hn::Vec<Bytes> codes) {
   return hn::ConvertTo(F32(), hn::PromoteTo(Ints(), codes));
 }
 
-HWY_INLINE RowScales AffineScales(const WeightView& w, int64_t row) {
-  RowScales out;
-  out.scales = static_cast<const uint16_t*>(w.scales) + row * w.scale_stride;
-  if (w.biases != nullptr) {
-    out.biases = static_cast<const uint16_t*>(w.biases) + row * w.scale_stride;
-  }
-  out.f16 = w.scale_dtype == DType::kF16;
-  out.symmetric = -static_cast<float>(1 << (w.bits - 1));
-  out.group = w.group;
-  return out;
-}
-
-// kAffine of 4 bits: a byte is an even and an odd column.
-struct Affine4Row {
+// What all of them have. Groups are whole, so no row ends within a step.
+struct AffineRow {
   static constexpr bool kMayEndInStep = false;
   const uint8_t* codes;
   RowScales scales;
 
+  AffineRow() = default;
+  HWY_INLINE AffineRow(const WeightView& w, int64_t row)
+      : codes(static_cast<const uint8_t*>(w.data) + row * w.row_stride) {
+    const int64_t at = row * w.scale_stride;
+    scales.scales = static_cast<const uint16_t*>(w.scales) + at;
+    if (w.biases != nullptr) {
+      scales.biases = static_cast<const uint16_t*>(w.biases) + at;
+    }
+    scales.f16 = w.scale_dtype == DType::kF16;
+    scales.symmetric = -static_cast<float>(1 << (w.bits - 1));
+    scales.group = w.group;
+  }
+  HWY_INLINE void Prefetch(int64_t, const WeightView&) const {}
+};
+
+// 4 bits: a byte is an even and an odd column.
+struct Affine4Row : AffineRow {
   Affine4Row() = default;
-  HWY_INLINE Affine4Row(const WeightView& w, int64_t row)
-      : codes(static_cast<const uint8_t*>(w.data) + row * w.row_stride),
-        scales(AffineScales(w, row)) {}
+  HWY_INLINE Affine4Row(const WeightView& w, int64_t row) : AffineRow(w, row) {}
   HWY_INLINE void Load(int64_t i, V& a, V& b) const {
     const Bytes d8;
     const auto pairs = hn::LoadU(d8, codes + i / 2);
@@ -54,25 +57,16 @@ struct Affine4Row {
     b = FromCodes(hn::ShiftRight<4>(pairs));
     scales.Apply(i, a, b);
   }
-  HWY_INLINE void Prefetch(int64_t, const WeightView&) const {}
 };
 
-// kAffine of 8 bits.
-struct Affine8Row {
-  static constexpr bool kMayEndInStep = false;
-  const uint8_t* codes;
-  RowScales scales;
-
+struct Affine8Row : AffineRow {
   Affine8Row() = default;
-  HWY_INLINE Affine8Row(const WeightView& w, int64_t row)
-      : codes(static_cast<const uint8_t*>(w.data) + row * w.row_stride),
-        scales(AffineScales(w, row)) {}
+  HWY_INLINE Affine8Row(const WeightView& w, int64_t row) : AffineRow(w, row) {}
   HWY_INLINE void Load(int64_t i, V& a, V& b) const {
     a = FromCodes(hn::LoadU(Bytes(), codes + i));
     b = FromCodes(hn::LoadU(Bytes(), codes + i + kLanes));
     scales.Apply(i, a, b);
   }
-  HWY_INLINE void Prefetch(int64_t, const WeightView&) const {}
 };
 
 // Where the codes of one vector of a bit stream lie: two bytes hold any code
@@ -98,20 +92,16 @@ struct BitPlaces {
 template <int kBits>
 inline constexpr BitPlaces<kBits> kBitPlaces;
 
-// kAffine of 3, 5 or 6 bits.
+// 3, 5 or 6 bits.
 template <int kBits>
-struct BitStreamRow {
-  static constexpr bool kMayEndInStep = false;
-  const uint8_t* codes;
+struct BitStreamRow : AffineRow {
   const uint8_t* end;  // of all rows
-  RowScales scales;
 
   BitStreamRow() = default;
   HWY_INLINE BitStreamRow(const WeightView& w, int64_t row)
-      : codes(static_cast<const uint8_t*>(w.data) + row * w.row_stride),
+      : AffineRow(w, row),
         end(static_cast<const uint8_t*>(w.data) + (w.rows - 1) * w.row_stride +
-            w.cols * kBits / 8),
-        scales(AffineScales(w, row)) {}
+            w.cols * kBits / 8) {}
   // Codes of half a step that begins at column i.
   HWY_INLINE V Half(int64_t i, int half) const {
     const hn::Repartition<uint8_t, F32> d8;
@@ -134,7 +124,6 @@ struct BitStreamRow {
     b = Half(i, 1);
     scales.Apply(i, a, b);
   }
-  HWY_INLINE void Prefetch(int64_t, const WeightView&) const {}
 };
 
 }  // namespace conclave::kernels::HWY_NAMESPACE

@@ -28,7 +28,7 @@ HWY_INLINE bool InPairs(const WeightView& w) {
              : w.packing == Packing::kAffine && w.bits == 4;
 }
 
-// float32 or bfloat16. Only these rows may end within a step.
+// float32 or bfloat16.
 template <class T>
 struct PlainRow {
   static constexpr bool kMayEndInStep = true;

@@ -13,6 +13,7 @@
 #include "kernels/linear.h"
 #include "kernels/moe.h"
 #include "kernels/sampling.h"
+#include "tests/testing/machine.h"
 #include "tests/testing/seeded.h"
 
 namespace conclave::kernels {
@@ -20,16 +21,12 @@ namespace {
 
 using testing::Seeded;
 
-constexpr int64_t kRows[] = {1, 8, 64, 512};
+// The plain twins have one thread.
+int32_t ThreadsOf(Backend backend) {
+  return backend == Backend::kCpu ? AvailableCores() : 1;
+}
 
-struct Machine {
-  explicit Machine(Backend backend)
-      : pool(backend == Backend::kCpu ? AvailableCores() : 1),
-        context{backend, &pool, &workspace} {}
-  ThreadPool pool;
-  Workspace workspace;
-  Context context;
-};
+constexpr int64_t kRows[] = {1, 8, 64, 512};
 
 struct Weight {
   Weight(int64_t rows, int64_t cols) : rows(rows), cols(cols) {
@@ -57,7 +54,7 @@ void BenchMatMul(benchmark::State& state,
                  int64_t rows,
                  int64_t outs,
                  int64_t cols) {
-  Machine machine(backend);
+  Machine machine(backend, ThreadsOf(backend));
   const Weight w(outs, cols);
   const auto x = Seeded(2).Floats(rows * cols);
   std::vector<float> out(rows * outs);
@@ -74,7 +71,7 @@ void BenchExperts(benchmark::State& state,
                   int32_t width,
                   int32_t experts,
                   int32_t top_k) {
-  Machine machine(backend);
+  Machine machine(backend, ThreadsOf(backend));
   const Weight gate_up(int64_t{2} * experts * width, hidden);
   const Weight down(int64_t{experts} * hidden, width);
   const auto x = Seeded(3).Floats(rows * hidden);
@@ -108,7 +105,7 @@ void BenchRoute(benchmark::State& state,
                 int64_t hidden,
                 int64_t experts,
                 int32_t top_k) {
-  Machine machine(backend);
+  Machine machine(backend, ThreadsOf(backend));
   const Weight gate(experts, hidden);
   const auto u = Seeded(4).Floats(rows * hidden);
   std::vector<int32_t> ids(rows * top_k);
@@ -125,7 +122,7 @@ void BenchShared(benchmark::State& state,
                  int64_t rows,
                  int64_t hidden,
                  int64_t width) {
-  Machine machine(backend);
+  Machine machine(backend, ThreadsOf(backend));
   const Weight gate(width, hidden), down(hidden, width), router(1, hidden);
   const SharedExpertWeights weights{
       gate.view(), gate.view(), down.view(), router.view()};
@@ -141,7 +138,7 @@ void BenchNorm(benchmark::State& state,
                Backend backend,
                int64_t rows,
                int64_t hidden) {
-  Machine machine(backend);
+  Machine machine(backend, ThreadsOf(backend));
   const auto x = Seeded(6).Floats(rows * hidden);
   const auto w = Seeded(7).Floats(hidden);
   std::vector<float> out(rows * hidden);
@@ -154,7 +151,7 @@ void BenchEmbed(benchmark::State& state,
                 Backend backend,
                 int64_t rows,
                 int64_t hidden) {
-  Machine machine(backend);
+  Machine machine(backend, ThreadsOf(backend));
   const Weight table(2048, hidden);
   std::vector<int32_t> ids(rows);
   for (int64_t r = 0; r < rows; ++r) ids[r] = static_cast<int32_t>(r * 3);
@@ -165,7 +162,7 @@ void BenchEmbed(benchmark::State& state,
 }
 
 void BenchSampling(benchmark::State& state, Backend backend, int64_t vocab) {
-  Machine machine(backend);
+  Machine machine(backend, ThreadsOf(backend));
   const auto logits = Seeded(8).Floats(vocab, 10.0);
   std::vector<int32_t> ids(20);
   for (auto _ : state) {

@@ -9,9 +9,9 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/check.h"
-#include "common/thread_pool.h"
 #include "kernels/linear.h"
 #include "tests/parity/dense/packed_weight.h"
+#include "tests/testing/machine.h"
 
 namespace conclave::kernels {
 namespace {
@@ -20,13 +20,11 @@ constexpr int64_t kOuts = 4096, kCols = 4096;
 constexpr int64_t kRows[] = {1, 8, 64, 512};
 
 void BenchMatMul(benchmark::State& state, const WeightView& w, int64_t rows) {
-  ThreadPool pool(1);
-  Workspace workspace;
-  const Context context{Backend::kCpu, &pool, &workspace};
+  Machine machine(Backend::kCpu);
   const auto x = testing::Seeded(2).Floats(rows * w.cols);
   std::vector<float> out(rows * w.rows);
   for (auto _ : state) {
-    CONCLAVE_CHECK(MatMul(context, x, rows, w, out).ok());
+    CONCLAVE_CHECK(MatMul(machine.context, x, rows, w, out).ok());
   }
   state.counters["FLOP/s"] =
       benchmark::Counter(2.0 * static_cast<double>(rows * w.rows * w.cols),

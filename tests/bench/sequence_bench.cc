@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/thread_pool.h"
 #include "kernels/sequence_forms.h"
+#include "tests/testing/machine.h"
 #include "tests/testing/seeded.h"
 
 namespace conclave::kernels {
@@ -17,14 +18,10 @@ namespace {
 
 using testing::Seeded;
 
-struct Machine {
-  explicit Machine(Backend backend)
-      : pool(backend == Backend::kCpu ? AvailableCores() : 1),
-        context{backend, &pool, &workspace} {}
-  ThreadPool pool;
-  Workspace workspace;
-  Context context;
-};
+// The plain twins have one thread.
+int32_t ThreadsOf(Backend backend) {
+  return backend == Backend::kCpu ? AvailableCores() : 1;
+}
 
 // `sequences` of `rows` rows each, at `position`.
 struct Steps {
@@ -67,7 +64,7 @@ void BenchGdn(benchmark::State& state, Backend backend, GdnCase test) {
                    .key_dim = 128,
                    .value_dim = 128,
                    .conv_kernel = 4};
-  Machine machine(backend);
+  Machine machine(backend, ThreadsOf(backend));
   const Steps steps(test.sequences, test.rows, 0, test.chunked);
   const size_t values = size_t{128} * s.value_heads;
   const size_t count = steps.batch.rows;
@@ -123,7 +120,7 @@ void BenchAttention(benchmark::State& state,
                          .kv_heads = 2,
                          .head_dim = 256,
                          .rotary_dim = 64};
-  Machine machine(backend);
+  Machine machine(backend, ThreadsOf(backend));
   const Steps steps(test.sequences, test.rows, test.position, false);
   const size_t width = size_t{256} * s.heads;
   const size_t count = steps.batch.rows;

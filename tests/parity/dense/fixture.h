@@ -8,23 +8,17 @@
 #include <string>
 #include <vector>
 
-#include "common/thread_pool.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "kernels/context.h"
 #include "kernels/weight.h"
+#include "tests/testing/bits.h"
+#include "tests/testing/every_target.h"
+#include "tests/testing/machine.h"
 #include "tests/testing/seeded.h"
 
 namespace conclave::kernels {
 
-// A context with what it points to.
-struct Machine {
-  explicit Machine(Backend backend, int32_t threads = 1)
-      : pool(threads), context{backend, &pool, &workspace} {}
-  ThreadPool pool;
-  Workspace workspace;
-  Context context;
-};
+using testing::Bits;
 
 // A weight with its memory: rows are `gap` elements longer than cols, so that
 // a kernel that ignores the stride fails, and the gaps hold huge numbers.
@@ -84,25 +78,5 @@ class Guarded {
   size_t size_;
   std::vector<float> memory_;
 };
-
-inline std::vector<uint32_t> Bits(std::span<const float> values) {
-  std::vector<uint32_t> bits;
-  for (float x : values) bits.push_back(std::bit_cast<uint32_t>(x));
-  return bits;
-}
-
-// Runs with every SIMD target that this machine has.
-class EveryTarget : public ::testing::TestWithParam<std::string> {
- protected:
-  void SetUp() override {
-    ASSERT_TRUE(PinSimdTarget(GetParam()).ok());
-    ASSERT_EQ(ActiveSimdTarget(), GetParam());
-  }
-  void TearDown() override { ASSERT_TRUE(PinSimdTarget("").ok()); }
-};
-
-inline std::string TargetOf(const ::testing::TestParamInfo<std::string>& info) {
-  return info.param;
-}
 
 }  // namespace conclave::kernels

@@ -192,10 +192,9 @@ TEST_P(PackedTest, ExpertsAgreeWithPlain) {
 }
 
 // Fp8 alone may have columns that end inside of a block and of a step.
-class Fp8Test : public ::testing::TestWithParam<std::string> {};
+class Fp8Test : public EveryTarget {};
 
 TEST_P(Fp8Test, ColumnsMayEndInABlock) {
-  ASSERT_TRUE(PinSimdTarget(GetParam()).ok());
   Machine plain(Backend::kCpuPlain), fast(Backend::kCpu);
   for (const int64_t cols : {1, 31, 129, 300}) {
     const PackedWeight w(5, PackedFormats().back(), 9, cols);
@@ -208,12 +207,12 @@ TEST_P(Fp8Test, ColumnsMayEndInABlock) {
         Limit(cols))
         << cols;
   }
-  ASSERT_TRUE(PinSimdTarget("").ok());
 }
 
 INSTANTIATE_TEST_SUITE_P(Simd,
                          Fp8Test,
-                         ::testing::ValuesIn(SupportedSimdTargets()));
+                         ::testing::ValuesIn(SupportedSimdTargets()),
+                         TargetOf);
 
 INSTANTIATE_TEST_SUITE_P(
     Simd,

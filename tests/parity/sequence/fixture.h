@@ -7,31 +7,18 @@
 #include <string>
 #include <vector>
 
-#include "common/thread_pool.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "kernels/attention.h"
-#include "kernels/context.h"
 #include "kernels/gdn.h"
+#include "tests/testing/bits.h"
+#include "tests/testing/every_target.h"
+#include "tests/testing/machine.h"
 #include "tests/testing/seeded.h"
 
 namespace conclave::kernels {
 
-// A context with what it points to.
-struct Machine {
-  explicit Machine(Backend backend, int32_t threads = 1)
-      : pool(threads), context{backend, &pool, &workspace} {}
-  ThreadPool pool;
-  Workspace workspace;
-  Context context;
-};
-
-inline std::vector<uint32_t> Bits(std::span<const float> values) {
-  std::vector<uint32_t> bits;
-  bits.reserve(values.size());
-  for (float x : values) bits.push_back(std::bit_cast<uint32_t>(x));
-  return bits;
-}
+using testing::Bits;
 
 inline double Error(const std::vector<float>& a, const std::vector<float>& b) {
   if (a.size() != b.size()) return 1e9;
@@ -99,20 +86,6 @@ inline std::vector<float> Slice(const std::vector<float>& all,
                                 size_t begin,
                                 size_t count) {
   return {all.begin() + begin, all.begin() + begin + count};
-}
-
-// Runs with every SIMD target that this machine has.
-class EveryTarget : public ::testing::TestWithParam<std::string> {
- protected:
-  void SetUp() override {
-    ASSERT_TRUE(PinSimdTarget(GetParam()).ok());
-    ASSERT_EQ(ActiveSimdTarget(), GetParam());
-  }
-  void TearDown() override { ASSERT_TRUE(PinSimdTarget("").ok()); }
-};
-
-inline std::string TargetOf(const ::testing::TestParamInfo<std::string>& info) {
-  return info.param;
 }
 
 }  // namespace conclave::kernels
