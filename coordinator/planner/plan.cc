@@ -31,9 +31,9 @@ absl::Status DoesNotFit(const std::string& what, uint64_t need, uint64_t have) {
 }
 
 int32_t UnitsOf(const Request& r, Split split) {
-  return split == Split::kExperts
-             ? r.shape.num_experts
-             : r.shape.moe_intermediate_size / ColumnMultiple(r.format);
+  return split == Split::kExperts ? r.shape.num_experts
+                                  : r.shape.moe_intermediate_size /
+                                        ColumnMultiple(r.shape, r.format);
 }
 
 // The coordinator's own part and how many layers of experts, `most` of them at
@@ -156,7 +156,8 @@ absl::StatusOr<Plan> PlanWith(const Request& r,
   ASSIGN_OR_RETURN(Plan plan, Begin(r, deal.local_layers));
   if (plan.remote_layers > 0) {
     plan.split = deal.split;
-    if (deal.split == Split::kColumns) plan.unit = ColumnMultiple(r.format);
+    if (deal.split == Split::kColumns)
+      plan.unit = ColumnMultiple(r.shape, r.format);
     const uint64_t unit = UnitBytes(r, plan, deal.split);
     for (size_t i = 1; i < r.nodes.size(); ++i) {
       Holding& holding = plan.nodes[i];

@@ -8,6 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "common/dtype.h"
 
 namespace conclave::planner {
 namespace {
@@ -22,7 +23,8 @@ constexpr std::array<std::pair<std::string_view, WeightFormat>, 5> kFormats = {
      {"mlx8", WeightFormat::kMlx8}}};
 
 constexpr uint64_t kBf16Bytes = 2, kF32Bytes = 4;
-constexpr uint64_t kFp8Block = 128, kGptqGroup = 128, kMlxGroup = 64;
+constexpr uint64_t kFloatColumns = 16;  // bf16: whole vectors
+constexpr uint64_t kGptqGroup = 128, kMlxGroup = 64;
 
 // Which rule of a format a linear falls under.
 enum class Role { kTable, kExpert, kShared, kMixer, kGates, kMtpFc };
@@ -44,7 +46,7 @@ struct Inventory {
   Vectors main, mtp;
 };
 
-uint64_t U(int32_t value) { return static_cast<uint64_t>(value); }
+uint64_t U(int64_t value) { return static_cast<uint64_t>(value); }
 
 void AddAttention(const ModelConfig& m, Part part, uint64_t n, Inventory& out) {
   const uint64_t h = U(m.hidden_size), dim = U(m.head_dim);
@@ -119,8 +121,6 @@ bool Quantised(WeightFormat format, const Linear& linear) {
   return false;
 }
 
-uint64_t Ceil(uint64_t a, uint64_t b) { return (a + b - 1) / b; }
-
 // One linear of the format. `files`: with what only the files hold.
 uint64_t LinearBytes(WeightFormat format, const Linear& l, bool files) {
   const uint64_t size = l.rows * l.cols;
@@ -129,8 +129,7 @@ uint64_t LinearBytes(WeightFormat format, const Linear& l, bool files) {
     case WeightFormat::kBf16:
       break;
     case WeightFormat::kFp8:
-      return size +
-             kBf16Bytes * Ceil(l.rows, kFp8Block) * Ceil(l.cols, kFp8Block);
+      return size + kBf16Bytes * U(Fp8Blocks(l.rows) * Fp8Blocks(l.cols));
     case WeightFormat::kGptqInt4: {
       const uint64_t groups = size / kGptqGroup;
       const uint64_t zeros_and_index = groups / 2 + 4 * l.cols;
@@ -270,19 +269,24 @@ WeightBytes ResidentBytes(const ModelConfig& shape, WeightFormat format) {
   return Sum(shape, format, false);
 }
 
-int32_t ColumnMultiple(WeightFormat format) {
-  switch (format) {
-    case WeightFormat::kBf16:
-      return 16;
-    case WeightFormat::kFp8:
-      return static_cast<int32_t>(kFp8Block);
-    case WeightFormat::kGptqInt4:
-      return static_cast<int32_t>(kGptqGroup);
-    case WeightFormat::kMlx4:
-    case WeightFormat::kMlx8:
-      return static_cast<int32_t>(kMlxGroup);
-  }
-  return 16;
+int32_t ColumnMultiple(const ModelConfig& shape, WeightFormat format) {
+  const auto group = [&]() -> uint64_t {
+    switch (format) {
+      case WeightFormat::kBf16:
+        return kFloatColumns;
+      case WeightFormat::kFp8:
+        return kFp8Block;
+      case WeightFormat::kGptqInt4:
+        return kGptqGroup;
+      case WeightFormat::kMlx4:
+      case WeightFormat::kMlx8:
+        return kMlxGroup;
+    }
+    return kFloatColumns;
+  }();
+  const int32_t width = shape.moe_intermediate_size;
+  // Experts that are no whole number of groups stay whole.
+  return U(width) % group == 0 ? static_cast<int32_t>(group) : width;
 }
 
 uint64_t KvBytesPerToken(const ModelConfig& m, int32_t element_bytes) {

@@ -44,8 +44,10 @@ WeightBytes CheckpointBytes(const checkpoint::ModelConfig& shape,
 WeightBytes ResidentBytes(const checkpoint::ModelConfig& shape,
                           WeightFormat format);
 
-// Columns of an expert that can only move together: a group of the format.
-int32_t ColumnMultiple(WeightFormat format);
+// Columns of an expert that can only move together: a group of the format, or
+// all of them if they are no whole number of groups.
+int32_t ColumnMultiple(const checkpoint::ModelConfig& shape,
+                       WeightFormat format);
 
 // What one sequence owns: docs/qwen3.5-moe 5.5.
 uint64_t KvBytesPerToken(const checkpoint::ModelConfig& shape,

@@ -10,17 +10,12 @@
 #include "common/status_macros.h"
 #include "common/thread_pool.h"
 
-constexpr int32_t kSpinUsDefault = 50;
-
 ABSL_FLAG(std::string, config, "", "cluster configuration");
 ABSL_FLAG(std::string, name, "", "which worker of the configuration this is");
 ABSL_FLAG(std::string, listen, "", "HOST:PORT to listen on, without --config");
 ABSL_FLAG(std::string, model, "", "checkpoint folder on this machine");
 ABSL_FLAG(int32_t, threads, 0, "compute threads, 0 = one per core");
-ABSL_FLAG(int32_t,
-          spin_us,
-          kSpinUsDefault,
-          "poll this long before blocking, -1 = never");
+ABSL_FLAG(int32_t, spin_us, 0, "poll this long before blocking, -1 = never");
 ABSL_FLAG(std::string, simd, "", "pin one SIMD target");
 ABSL_FLAG(std::string, log_level, "info", "debug, info, warning, error, off");
 
@@ -38,7 +33,9 @@ absl::StatusOr<v1::ClusterConfig> Configuration(v1::Worker* worker) {
   if (file.empty()) {
     worker->set_name(absl::GetFlag(FLAGS_name));
     worker->set_address(listen);
-    return config::DefaultClusterConfig();
+    const v1::ClusterConfig config = config::DefaultClusterConfig();
+    worker->set_spin_us(config.coordinator().spin_us());
+    return config;
   }
   if (absl::GetFlag(FLAGS_name).empty()) {
     return absl::InvalidArgumentError(
@@ -70,11 +67,8 @@ absl::StatusOr<WorkerOptions> OptionsFromFlags() {
   if (absl::GetFlag(FLAGS_threads) > 0) {
     worker.set_threads(absl::GetFlag(FLAGS_threads));
   }
-  // The flag counts where it was given and where no file says otherwise.
   int32_t spin_us = absl::GetFlag(FLAGS_spin_us);
-  if (spin_us == kSpinUsDefault && !absl::GetFlag(FLAGS_config).empty()) {
-    spin_us = worker.spin_us();
-  }
+  if (spin_us == 0) spin_us = worker.spin_us();
   return WorkerOptions{
       .name = worker.name(),
       .address = worker.address(),

@@ -101,6 +101,18 @@ TEST(Plan, FasterNodesGetMoreWithinTheirMemory) {
   EXPECT_GT(plan->nodes[3].units, plan->nodes[2].units);
 }
 
+// A group of columns is wider than the whole expert.
+TEST(Plan, ExpertsNarrowerThanAGroupStayWhole) {
+  for (const char* format : {"bf16", "fp8", "gptq-int4", "mlx4", "mlx8"}) {
+    Request r = Ask("35b-a3b", format, "cpu-256,2xh200");
+    r.shape.moe_intermediate_size = 64;
+    const auto plan = MakePlan(r);
+    ASSERT_TRUE(plan.ok()) << plan.status();
+    EXPECT_EQ(ColumnMultiple(r.shape, r.format),
+              r.format == WeightFormat::kBf16 ? 16 : 64);
+  }
+}
+
 TEST(Plan, SlowCoordinatorsKeepNoLayers) {
   const auto plan = MakePlan(Ask("35b-a3b", "mlx4", "cpu-256,h200"));
   ASSERT_TRUE(plan.ok()) << plan.status();
@@ -166,10 +178,10 @@ TEST(Plan, NeverWorseThanRoundRobin) {
     EXPECT_EQ(experts, ResidentBytes(r.shape, r.format).experts) << nodes;
     if (plan->remote_layers == 0) continue;
     for (const Split split : {Split::kColumns, Split::kExperts}) {
-      const int32_t all =
-          split == Split::kExperts
-              ? r.shape.num_experts
-              : r.shape.moe_intermediate_size / ColumnMultiple(r.format);
+      const int32_t all = split == Split::kExperts
+                              ? r.shape.num_experts
+                              : r.shape.moe_intermediate_size /
+                                    ColumnMultiple(r.shape, r.format);
       std::vector<int32_t> shares(static_cast<size_t>(workers), all / workers);
       for (int32_t i = 0; i < all % workers; ++i) ++shares[i];
       const auto even = PlanWith(r, {split, random.Int(61)}, shares);
