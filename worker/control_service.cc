@@ -1,24 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "worker/control_service.h"
 
-#include <unistd.h>
-
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "common/log.h"
+#include "common/memory.h"
 #include "common/version.h"
 #include "kernels/context.h"
+#include "worker/measure.h"
 
 namespace conclave::worker {
 namespace {
-
-uint64_t PageBytes(int name) {
-  const long pages = sysconf(name), size = sysconf(_SC_PAGESIZE);
-  return pages < 0 || size < 0
-             ? 0
-             : static_cast<uint64_t>(pages) * static_cast<uint64_t>(size);
-}
 
 // Progress goes out at most so often, and at the end.
 constexpr absl::Duration kProgressInterval = absl::Milliseconds(50);
@@ -35,6 +28,7 @@ ControlService::ControlService(Options options)
 
 ControlService::~ControlService() {
   for (std::thread& loader : loaders_) loader.join();
+  if (measurer_.joinable()) measurer_.join();
 }
 
 void ControlService::Handle(const std::string& method,
@@ -75,8 +69,32 @@ void ControlService::Handle(const std::string& method,
         });
     return;
   }
+  if (method == "/conclave.v1.WorkerControl/Measure") {
+    v1::MeasureRequest message;
+    if (!message.ParseFromString(request)) {
+      return respond.finish(BadRequest(method));
+    }
+    return StartMeasure(std::move(message), std::move(respond));
+  }
   respond.finish(
       absl::UnimplementedError(absl::StrCat("there is no method ", method)));
+}
+
+void ControlService::StartMeasure(v1::MeasureRequest request,
+                                  transport::Responder respond) {
+  if (measuring_.exchange(true)) {
+    return respond.finish(absl::ResourceExhaustedError(
+        "measure: another measurement runs on this worker; try again"));
+  }
+  if (measurer_.joinable()) measurer_.join();
+  measurer_ = std::thread(
+      [this, request = std::move(request), respond = std::move(respond)] {
+        const auto reply = Measure(
+            request, options_.threads, options_.spin_us, options_.clock);
+        measuring_ = false;
+        if (reply.ok()) respond.send(reply->SerializeAsString());
+        respond.finish(reply.status());
+      });
 }
 
 void ControlService::Load(const v1::AssignRequest& request,
@@ -114,7 +132,10 @@ v1::HealthReply ControlService::Health(const v1::HealthRequest& request) const {
                   assignment->generation == request.generation());
   reply.set_frames_served(options_.runner->frames_served());
   reply.set_resident_bytes(options_.store->resident_bytes());
-  reply.set_memory_free_bytes(PageBytes(_SC_AVPHYS_PAGES));
+  const MemoryState memory = MemoryNow();
+  reply.set_memory_free_bytes(memory.free_bytes);
+  reply.set_memory_total_bytes(memory.total_bytes);
+  reply.set_unix_nanos(absl::ToUnixNanos(options_.clock->Now()));
   return reply;
 }
 
@@ -146,8 +167,9 @@ absl::Status ControlService::Greet(const v1::RegisterRequest& request,
   reply->set_backend("cpu");
   reply->set_simd(kernels::ActiveSimdTarget());
   reply->set_threads(options_.threads);
-  reply->set_memory_total_bytes(PageBytes(_SC_PHYS_PAGES));
-  reply->set_memory_free_bytes(PageBytes(_SC_AVPHYS_PAGES));
+  const MemoryState memory = MemoryNow();
+  reply->set_memory_total_bytes(memory.total_bytes);
+  reply->set_memory_free_bytes(memory.free_bytes);
   return absl::OkStatus();
 }
 

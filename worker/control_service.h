@@ -16,20 +16,21 @@
 
 namespace conclave::worker {
 
-// The control plane of one worker (proto/conclave/v1/control.proto). Loads run
-// in threads of their own; everything else answers at once.
+// The control plane of one worker (proto/conclave/v1/control.proto). Loads and
+// measurements run in threads of their own; everything else answers at once.
 class ControlService {
  public:
   struct Options {
     std::string name;  // empty: whatever the coordinator calls it
     int32_t threads = 1;
+    int32_t spin_us = 0;
     ExpertStore* store = nullptr;
     const ExpertRunner* runner = nullptr;
     Clock* clock = nullptr;
     checkpoint::LoadProgressFn progress;  // for the operator; may be null
   };
   explicit ControlService(Options options);
-  // Waits for loads that run.
+  // Waits for loads and measurements that run.
   ~ControlService();
 
   // A transport::CallHandler.
@@ -44,12 +45,15 @@ class ControlService {
   absl::Status Greet(const v1::RegisterRequest& request,
                      v1::RegisterReply* reply) const;
   v1::HealthReply Health(const v1::HealthRequest& request) const;
+  void StartMeasure(v1::MeasureRequest request, transport::Responder respond);
   void Load(const v1::AssignRequest& request,
             const transport::Responder& respond);
 
   const Options options_;
   std::atomic<int> loads_{0};
   std::list<std::thread> loaders_;
+  std::atomic<bool> measuring_{false};
+  std::thread measurer_;
 };
 
 }  // namespace conclave::worker

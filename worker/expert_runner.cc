@@ -99,6 +99,10 @@ ExpertRunner::ExpertRunner(std::string name,
       context_{.backend = backend, .pool = pool, .workspace = &workspace_} {}
 
 Buffer ExpertRunner::Handle(std::span<const std::byte> frame) {
+  const auto kind = transport::PeekKind(frame);
+  if (kind.ok() && *kind == transport::FrameKind::kProbe) {
+    return AnswerProbe(frame);
+  }
   const auto request = transport::DecodeRequest(frame);
   if (!request.ok()) {
     return transport::EncodeError(
@@ -115,6 +119,20 @@ Buffer ExpertRunner::Handle(std::span<const std::byte> frame) {
        .code = reply.status().code(),
        .message =
            absl::StrCat("worker ", name_, ": ", reply.status().message())});
+}
+
+Buffer ExpertRunner::AnswerProbe(std::span<const std::byte> frame) const {
+  const auto probe = transport::DecodeProbe(frame);
+  if (!probe.ok()) {
+    return transport::EncodeError(
+        {.tag = {},
+         .code = probe.status().code(),
+         .message =
+             absl::StrCat("worker ", name_, ": ", probe.status().message())});
+  }
+  return transport::EncodeProbe({.tag = probe->tag,
+                                 .payload_bytes = probe->reply_bytes,
+                                 .reply_bytes = 0});
 }
 
 absl::StatusOr<Buffer> ExpertRunner::Run(const ExpertRequest& request) {

@@ -14,8 +14,9 @@
 
 namespace conclave::worker {
 
-// Answers request frames: per shard the partial sums of its rows. A pure
-// function of the weights and the frame. Used by one thread.
+// Answers request frames: per shard the partial sums of its rows; and probes,
+// which need no weights. A pure function of the weights and the frame. Used by
+// one thread.
 class ExpertRunner {
  public:
   // `name` stands in every error. The store and what the context points to
@@ -33,6 +34,7 @@ class ExpertRunner {
   uint64_t frames_served() const { return frames_.load(); }
 
  private:
+  Buffer AnswerProbe(std::span<const std::byte> frame) const;
   absl::StatusOr<Buffer> Run(const transport::ExpertRequest& request);
 
   const std::string name_;

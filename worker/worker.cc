@@ -37,6 +37,7 @@ struct Worker::Impl {
                &pool),
         control({.name = options.name,
                  .threads = Threads(options),
+                 .spin_us = options.spin_us,
                  .store = &store,
                  .runner = &runner,
                  .clock = RealClock(),

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "common/transport/wire.h"
 
-#include <bit>
 #include <cmath>
 #include <cstring>
 #include <utility>
@@ -10,51 +9,17 @@
 #include "common/check.h"
 #include "common/limits.h"
 #include "common/status_macros.h"
-#include "common/version.h"
+#include "common/transport/wire_header.h"
 
 namespace conclave::transport {
 namespace {
 
-static_assert(std::endian::native == std::endian::little,
-              "frames are little-endian and read in place");
-
-constexpr uint32_t kMagic = 0x45434e43;  // "CNCE"
-constexpr size_t kAlign = 8;
 constexpr size_t kErrorMessageBytesMax = 4096;
-// docs/contracts/wire.md.
-struct Header {
-  uint32_t magic;
-  uint16_t version;
-  uint8_t kind;
-  uint8_t zero0;
-  uint64_t frame_bytes;
-  uint64_t generation;
-  uint64_t step;
-  int32_t layer;
-  int32_t shards;  // of an error: the code
-  int32_t rows;    // of an error: bytes of the message
-  int32_t hidden;
-  uint8_t dtype;
-  uint8_t reply_dtype;
-  uint16_t zero1;
-  uint32_t zero2;
-};
-static_assert(sizeof(Header) == 56 && sizeof(Header) % kAlign == 0);
-
 struct ShardHeader {
   int32_t shard;
   int32_t count;  // entries of a request, rows of a reply
 };
 static_assert(sizeof(ShardHeader) == kAlign);
-
-constexpr uint64_t Padded(uint64_t bytes) {
-  return (bytes + kAlign - 1) / kAlign * kAlign;
-}
-
-template <typename... Parts>
-absl::Status Bad(const Parts&... parts) {
-  return absl::InvalidArgumentError(absl::StrCat("exchange frame: ", parts...));
-}
 
 bool IsWireDType(uint8_t dtype) {
   return dtype == static_cast<uint8_t>(DType::kF32) ||
@@ -110,49 +75,6 @@ class Reader {
   std::span<const std::byte> bytes_;
 };
 
-absl::StatusOr<Header> ReadHeader(std::span<const std::byte> frame) {
-  if (frame.size() < sizeof(Header)) {
-    return Bad("too short, ", frame.size(), " bytes");
-  }
-  Header header;
-  std::memcpy(&header, frame.data(), sizeof(header));
-  if (header.magic != kMagic) return Bad("wrong magic number");
-  if (header.version != kProtocolVersion) {
-    return Bad("protocol version ",
-               header.version,
-               ", this program speaks ",
-               kProtocolVersion,
-               "; run the same version on both sides");
-  }
-  if (header.frame_bytes != frame.size()) {
-    return Bad(
-        "header says ", header.frame_bytes, " bytes, there are ", frame.size());
-  }
-  if (frame.size() > limits::kFrameBytesMax) {
-    return Bad(frame.size(), " bytes, the limit is ", limits::kFrameBytesMax);
-  }
-  if (header.layer < 0 || header.layer >= limits::kLayersMax) {
-    return Bad("layer ", header.layer, " is out of bounds");
-  }
-  return header;
-}
-
-absl::StatusOr<Header> ReadHeader(std::span<const std::byte> frame,
-                                  FrameKind kind) {
-  ASSIGN_OR_RETURN(Header header, ReadHeader(frame));
-  if (header.kind != static_cast<uint8_t>(kind)) {
-    return Bad("kind ",
-               header.kind,
-               " where ",
-               static_cast<int>(kind),
-               " was expected");
-  }
-  if (reinterpret_cast<uintptr_t>(frame.data()) % kAlign != 0) {
-    return Bad("memory is not aligned to 8 bytes");
-  }
-  return header;
-}
-
 // Bounds of the fields that requests and replies share.
 absl::Status CheckSizes(const Header& header) {
   if (header.shards < 0 || header.shards > limits::kShardsMax) {
@@ -206,24 +128,6 @@ absl::Status CheckEntries(const ShardEntries& entries, int32_t row_count) {
     last_row = row;
   }
   return absl::OkStatus();
-}
-
-Header MakeHeader(FrameKind kind, const FrameTag& tag, size_t bytes) {
-  Header header{};
-  header.magic = kMagic;
-  header.version = static_cast<uint16_t>(kProtocolVersion);
-  header.kind = static_cast<uint8_t>(kind);
-  header.frame_bytes = bytes;
-  header.generation = tag.generation;
-  header.step = tag.step;
-  header.layer = Index(tag.layer);
-  return header;
-}
-
-FrameTag TagOf(const Header& header) {
-  return {.generation = header.generation,
-          .step = header.step,
-          .layer = static_cast<LayerId>(header.layer)};
 }
 
 }  // namespace
@@ -302,7 +206,7 @@ Buffer EncodeError(const ErrorReply& error) {
 
 absl::StatusOr<FrameKind> PeekKind(std::span<const std::byte> frame) {
   ASSIGN_OR_RETURN(Header header, ReadHeader(frame));
-  if (header.kind < 1 || header.kind > 3) {
+  if (header.kind < 1 || header.kind > 4) {
     return Bad("unknown kind ", header.kind);
   }
   return static_cast<FrameKind>(header.kind);

@@ -65,11 +65,27 @@ struct ErrorReply {
   std::string message;
 };
 
+// Asks a worker for so many bytes back, whatever it holds: how links are
+// measured. The answer is a probe that asks for nothing.
+struct ProbeFrame {
+  FrameTag tag;
+  uint64_t payload_bytes = 0;  // zeros
+  uint64_t reply_bytes = 0;    // of the payload of the answer
+};
+// The largest payload, either way.
+uint64_t ProbeBytesMax();
+
 Buffer EncodeRequest(const ExpertRequest& request);
 Buffer EncodeReply(const ExpertReply& reply);
 Buffer EncodeError(const ErrorReply& error);
+Buffer EncodeProbe(const ProbeFrame& probe);
 
-enum class FrameKind : uint8_t { kRequest = 1, kReply = 2, kError = 3 };
+enum class FrameKind : uint8_t {
+  kRequest = 1,
+  kReply = 2,
+  kError = 3,
+  kProbe = 4
+};
 // InvalidArgument: too short, wrong magic, other protocol version.
 absl::StatusOr<FrameKind> PeekKind(std::span<const std::byte> frame);
 
@@ -77,5 +93,6 @@ absl::StatusOr<FrameKind> PeekKind(std::span<const std::byte> frame);
 absl::StatusOr<ExpertRequest> DecodeRequest(std::span<const std::byte> frame);
 absl::StatusOr<ExpertReply> DecodeReply(std::span<const std::byte> frame);
 absl::StatusOr<ErrorReply> DecodeError(std::span<const std::byte> frame);
+absl::StatusOr<ProbeFrame> DecodeProbe(std::span<const std::byte> frame);
 
 }  // namespace conclave::transport

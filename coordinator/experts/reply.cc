@@ -68,6 +68,8 @@ absl::StatusOr<FrameMeaning> ReadReply(std::span<const std::byte> frame,
   switch (*kind) {
     case FrameKind::kRequest:
       return Wrong("a request where a reply was due");
+    case FrameKind::kProbe:
+      return Wrong("a probe where a reply was due");
     case FrameKind::kError: {
       const absl::StatusOr<ErrorReply> error = transport::DecodeError(frame);
       if (!error.ok()) return Garbage(error.status());

@@ -33,5 +33,10 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     const conclave::Buffer again = EncodeError(*error);
     CONCLAVE_CHECK(DecodeError(again.bytes()).ok());
   }
+  const auto probe = DecodeProbe(frame.bytes());
+  if (probe.ok()) {
+    const conclave::Buffer again = EncodeProbe(*probe);
+    CONCLAVE_CHECK(DecodeProbe(again.bytes()).ok());
+  }
   return 0;
 }

@@ -147,6 +147,24 @@ TEST(Wire, TruncatedFramesAreRefused) {
   }
 }
 
+TEST(Wire, ProbesRoundTripWithinTheLimit) {
+  const Buffer frame =
+      EncodeProbe({.tag = {.generation = 1, .step = 2, .layer = LayerId{3}},
+                   .payload_bytes = 40,
+                   .reply_bytes = 1 << 20});
+  ASSERT_EQ(*PeekKind(frame.bytes()), FrameKind::kProbe);
+  const auto probe = DecodeProbe(frame.bytes());
+  ASSERT_TRUE(probe.ok()) << probe.status();
+  EXPECT_EQ(probe->tag, (FrameTag{1, 2, LayerId{3}}));
+  EXPECT_EQ(probe->payload_bytes, 40u);
+  EXPECT_EQ(probe->reply_bytes, uint64_t{1} << 20);
+  for (const int32_t bad : {-1, INT32_MAX}) {
+    const Buffer wrong = With(Buffer::Copy(frame.bytes()), 40, bad);
+    EXPECT_FALSE(DecodeProbe(wrong.bytes()).ok()) << bad;
+  }
+  EXPECT_THAT(WhyNot(frame), HasSubstr("kind"));
+}
+
 TEST(Wire, SurplusBytesAreRefused) {
   const Buffer frame = Small().Encode();
   Buffer longer(frame.size() + 8);

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "absl/strings/str_cat.h"
+#include "common/clock.h"
 #include "common/transport/channel.h"
 #include "common/version.h"
 #include "conclave/v1/control.grpc.pb.h"
@@ -163,6 +164,63 @@ TEST_F(ControlServiceTest, AssignRefusesByName) {
   EXPECT_THAT(Refusal(request), HasSubstr("shard 0 after 0"));
 
   EXPECT_FALSE(Health(5).ready());
+}
+
+TEST_F(ControlServiceTest, HealthTellsTimeAndMemory) {
+  const absl::Time before = RealClock()->Now();
+  const v1::HealthReply health = Health(0);
+  EXPECT_GE(absl::FromUnixNanos(health.unix_nanos()), before);
+  EXPECT_LE(absl::FromUnixNanos(health.unix_nanos()), RealClock()->Now());
+  EXPECT_GT(health.memory_free_bytes(), 0u);
+  EXPECT_LE(health.memory_free_bytes(), health.memory_total_bytes());
+}
+
+TEST_F(ControlServiceTest, MeasuresOnceAtATime) {
+  v1::MeasureRequest request;
+  request.set_hidden(64);
+  request.set_width(32);
+  request.set_top_k(2);
+  for (const char* weights : {"bf16", "fp8"}) {
+    request.set_weights(weights);
+    grpc::CompletionQueue queue;
+    grpc::ClientContext contexts[2];
+    v1::MeasureReply replies[2];
+    grpc::Status statuses[2];
+    std::unique_ptr<grpc::ClientAsyncResponseReader<v1::MeasureReply>> calls[2];
+    for (size_t i = 0; i < 2; ++i) {
+      calls[i] = stub_->AsyncMeasure(&contexts[i], request, &queue);
+      calls[i]->Finish(&replies[i], &statuses[i], nullptr);
+    }
+    EXPECT_FALSE(Health(1).ready());  // answers meanwhile
+    void* tag = nullptr;
+    bool ok = false;
+    for (size_t i = 0; i < 2; ++i) ASSERT_TRUE(queue.Next(&tag, &ok));
+    const size_t one = statuses[0].ok() ? 0 : 1;
+    ASSERT_TRUE(statuses[one].ok()) << statuses[one].error_message();
+    EXPECT_EQ(statuses[1 - one].error_code(),
+              grpc::StatusCode::RESOURCE_EXHAUSTED);
+    const v1::MeasureReply& reply = replies[one];
+    EXPECT_GT(reply.memory_bytes_per_s(), 0);
+    EXPECT_GT(reply.expert_bytes_per_s(), 0);
+    EXPECT_GE(reply.expert_call_s(), 0);
+    EXPECT_GE(reply.expert_row_share(), 0);
+  }
+}
+
+TEST_F(ControlServiceTest, MeasureRefusesSizesThatNoModelHas) {
+  const auto refusal = [&](const v1::MeasureRequest& request) {
+    grpc::ClientContext context;
+    v1::MeasureReply reply;
+    return stub_->Measure(&context, request, &reply).error_message();
+  };
+  v1::MeasureRequest request;
+  request.set_hidden(1 << 30);
+  request.set_width(32);
+  request.set_top_k(2);
+  EXPECT_THAT(refusal(request), HasSubstr("hidden"));
+  request.set_hidden(64);
+  request.set_weights("int3");
+  EXPECT_THAT(refusal(request), HasSubstr("int3"));
 }
 
 TEST_F(ControlServiceTest, PortInUseIsNamed) {

@@ -214,6 +214,27 @@ TEST_F(ExpertRunnerTest, Bf16RowsBothWays) {
   }
 }
 
+// Whatever the worker holds, and of any generation.
+TEST_F(ExpertRunnerTest, ProbesComeBackAsLongAsTheyAsk) {
+  for (const uint64_t bytes : {0, 8, 4096, 1 << 20}) {
+    const transport::FrameTag tag = {
+        .generation = 9, .step = bytes, .layer = LayerId{0}};
+    ASSERT_TRUE(
+        transport_
+            .Send(kWorker,
+                  transport::EncodeProbe(
+                      {.tag = tag, .payload_bytes = 16, .reply_bytes = bytes}))
+            .ok());
+    const auto delivery = transport_.Receive(absl::InfiniteFuture());
+    ASSERT_TRUE(delivery.ok() && delivery->frame.ok());
+    const auto answer = transport::DecodeProbe(delivery->frame->bytes());
+    ASSERT_TRUE(answer.ok()) << answer.status();
+    EXPECT_EQ(answer->tag, tag);
+    EXPECT_EQ(answer->payload_bytes, bytes);
+    EXPECT_EQ(answer->reply_bytes, 0u);
+  }
+}
+
 TEST_F(ExpertRunnerTest, WhatIsWrongIsToldByName) {
   const int32_t hidden = checkpoint_->config().hidden_size;
   const std::vector<float> x(static_cast<size_t>(hidden), 1.f);
