@@ -2,15 +2,13 @@
 #include "common/config/cluster_config.h"
 
 #include <algorithm>
-#include <cerrno>
-#include <cstring>
 #include <filesystem>
-#include <fstream>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "common/config/read_file.h"
 #include "common/config/yaml_reader.h"
 #include "common/limits.h"
 #include "common/status_macros.h"
@@ -98,27 +96,6 @@ void Derive(v1::ClusterConfig& config) {
   const fs::path model = (fs::path(config.model()) / ".").lexically_normal();
   config.mutable_coordinator()->set_served_model_name(
       model.parent_path().filename().string());
-}
-
-absl::StatusOr<std::string> ReadFile(const std::string& path,
-                                     size_t max_bytes) {
-  errno = 0;
-  std::ifstream in(path, std::ios::binary);
-  if (!in) {
-    return absl::NotFoundError(
-        absl::StrCat(path, ": cannot open: ", std::strerror(errno)));
-  }
-  std::string text;
-  char piece[4096];
-  while (in.read(piece, sizeof(piece)), in.gcount() > 0) {
-    text.append(piece, static_cast<size_t>(in.gcount()));
-    if (text.size() > max_bytes) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(path, ": larger than ", max_bytes, " bytes"));
-    }
-  }
-  if (in.bad()) return absl::DataLossError(absl::StrCat(path, ": cannot read"));
-  return text;
 }
 
 // A worker reads the same file and may lack the key: CheckHttpBind, which only
