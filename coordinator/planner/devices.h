@@ -13,7 +13,16 @@ namespace conclave::planner {
 // The way between a node and the coordinator.
 struct Link {
   double round_trip_s = 150e-6;  // of a small frame: gRPC over 10GbE
-  double bytes_per_s = 1.18e9;   // each way
+  double bytes_per_s = 1.18e9;   // to the node
+  double back_bytes_per_s = 1.18e9;
+};
+
+// Expert products as a worker measured them: a product of n slices with e
+// entries takes call_s + bytes / bytes_per_s (1 + row_share (e - n) / n).
+struct ExpertSpeed {
+  double call_s = 0;
+  double bytes_per_s = 0;  // 0: not measured
+  double row_share = 0;
 };
 
 // What a plan needs to know of a machine.
@@ -25,6 +34,7 @@ struct Node {
   double flops = 0;           // of large products, as reached
   bool measured = false;      // else from the data sheet, times 0.86
   Link link;
+  ExpertSpeed experts;
 };
 
 // One node of a profile. Profiles: h100, h200, rtx-4090, rtx-5090,

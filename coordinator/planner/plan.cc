@@ -14,13 +14,6 @@
 namespace conclave::planner {
 namespace {
 
-// Scratch of the kernels: two percent of the memory, at most 2 GiB.
-constexpr uint64_t kWorkspaceMax = uint64_t{2} << 30;
-
-uint64_t Workspace(const Node& node) {
-  return std::min(kWorkspaceMax, node.memory_bytes / 50);
-}
-
 std::string Gb(uint64_t bytes) {
   return absl::StrFormat("%.1f GB", static_cast<double>(bytes) * 1e-9);
 }
@@ -39,22 +32,9 @@ int32_t UnitsOf(const Request& r, Split split) {
 // The coordinator's own part and how many layers of experts, `most` of them at
 // the most, still fit there.
 absl::StatusOr<Plan> Begin(const Request& r, int32_t most) {
-  if (r.nodes.empty()) {
-    return absl::InvalidArgumentError("nodes: at least the coordinator");
-  }
+  ASSIGN_OR_RETURN(Plan plan, EmptyPlan(r));
   const WeightBytes weights = ResidentBytes(r.shape, r.format);
-  Plan plan;
-  for (const Node& node : r.nodes) {
-    plan.nodes.push_back({.node = node.name, .memory = node.memory_bytes});
-  }
   Holding& home = plan.nodes[0];
-  home.dense = weights.embedding + weights.dense;
-  home.kv = KvBytesPerToken(r.shape, r.kv_element_bytes) *
-            static_cast<uint64_t>(r.context) *
-            static_cast<uint64_t>(r.sequences);
-  home.state = StateBytes(r.shape, r.state_element_bytes) *
-               static_cast<uint64_t>(r.sequences);
-  home.workspace = Workspace(r.nodes[0]);
   if (home.Used() > home.memory) {
     return DoesNotFit(
         absl::StrCat("coordinator ", home.node, " without any expert"),
@@ -148,6 +128,32 @@ std::string_view Name(Split split) {
       return "experts";
   }
   return "none";
+}
+
+// Scratch of the kernels: two percent of the memory, at most 2 GiB.
+uint64_t Workspace(const Node& node) {
+  constexpr uint64_t kMost = uint64_t{2} << 30;
+  return std::min(kMost, node.memory_bytes / 50);
+}
+
+absl::StatusOr<Plan> EmptyPlan(const Request& r) {
+  if (r.nodes.empty()) {
+    return absl::InvalidArgumentError("nodes: at least the coordinator");
+  }
+  const WeightBytes weights = ResidentBytes(r.shape, r.format);
+  Plan plan;
+  for (const Node& node : r.nodes) {
+    plan.nodes.push_back({.node = node.name, .memory = node.memory_bytes});
+  }
+  Holding& home = plan.nodes[0];
+  home.dense = weights.embedding + weights.dense;
+  home.kv = KvBytesPerToken(r.shape, r.kv_element_bytes) *
+            static_cast<uint64_t>(r.context) *
+            static_cast<uint64_t>(r.sequences);
+  home.state = StateBytes(r.shape, r.state_element_bytes) *
+               static_cast<uint64_t>(r.sequences);
+  home.workspace = Workspace(r.nodes[0]);
+  return plan;
 }
 
 absl::StatusOr<Plan> PlanWith(const Request& r,

@@ -6,10 +6,26 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "common/slices.h"
 #include "coordinator/planner/devices.h"
 #include "coordinator/planner/shapes.h"
 
 namespace conclave::planner {
+
+// A decode step of one model without its routed experts, as measured.
+struct MeasuredStep {
+  int32_t sequences = 1;
+  double seconds = 0;
+  double overlap = 0;  // part of it while experts are at work
+};
+
+// What was measured at the coordinator; zeros and no steps: nothing.
+struct HomeSpeed {
+  double all_out_bytes_per_s = 0;  // to all workers at once
+  double all_back_bytes_per_s = 0;
+  double fan_out_s = 0;  // a worker's frame beyond what its link takes
+  std::vector<MeasuredStep> steps;  // ascending by sequences
+};
 
 struct Request {
   checkpoint::ModelConfig shape;
@@ -19,7 +35,9 @@ struct Request {
   int32_t sequences = 1;    // at once
   int32_t kv_element_bytes = 2;
   int32_t state_element_bytes = 4;
-  int32_t row_element_bytes = 2;  // of rows and partial sums on the wire
+  int32_t row_element_bytes = 2;    // of rows on the wire
+  int32_t reply_element_bytes = 2;  // of partial sums
+  HomeSpeed home;
 };
 
 // How the experts of the layers that are not local are dealt out.
@@ -77,6 +95,15 @@ struct Deal {
 absl::StatusOr<Plan> PlanWith(const Request& request,
                               const Deal& deal,
                               const std::vector<int32_t>& units);
+
+// The coordinator's part alone, and every node's memory.
+absl::StatusOr<Plan> EmptyPlan(const Request& request);
+uint64_t Workspace(const Node& node);
+
+// The plan that a placement is, whether it fits or not: nodes as in the
+// request, holder i of the placement is node i + 1. InvalidArgument: a holder
+// that the request lacks.
+absl::StatusOr<Plan> PlanOf(const Request& request, const Placement& placement);
 
 // Predicted decode speed with the best 0, 1, 2 .. workers; 0 where it does not
 // fit. The place of the largest is how many workers to use.

@@ -27,41 +27,124 @@ double LargestOf(size_t n) {
   return n < 2 ? 0 : one * std::sqrt(D(n) / (D(n) - 1));
 }
 
-struct Remote {
-  double seconds = 0;   // of the slowest worker in one layer
-  double exchange = 0;  // likewise, there and back
+// Seconds of one layer, experts and exchange apart.
+struct LayerTime {
+  double experts = 0;
+  double exchange = 0;
 };
 
-// One remote layer at decode. Workers run side by side, so the slowest counts.
-Remote RemoteLayer(const Request& r, const Plan& plan, double expert_share) {
-  const double expert = D(ResidentBytes(r.shape, r.format).expert);
-  const double distinct = DistinctExperts(r.shape, r.sequences);
-  const double row = D(static_cast<uint64_t>(r.shape.hidden_size)) *
-                     r.row_element_bytes * r.sequences;
-  int32_t units = 0;
-  size_t workers = 0;
-  for (const Holding& h : plan.nodes) {
-    units += h.units;
-    workers += h.units > 0 ? 1 : 0;
+// Seconds of `active` experts of a layer, `entries` (expert, row) pairs.
+double ExpertSeconds(const Request& r,
+                     const Node& node,
+                     double active,
+                     double entries) {
+  const double bytes = active * D(ResidentBytes(r.shape, r.format).expert);
+  if (node.experts.bytes_per_s <= 0) {
+    const double reached =
+        r.sequences <= kFewTokens ? kExpertShareFew : kExpertShareMany;
+    return bytes / (node.bytes_per_s * reached);
   }
-  Remote out;
-  double port = 0;  // the coordinator's end carries every worker's rows
-  for (size_t i = 1; i < plan.nodes.size(); ++i) {
-    if (plan.nodes[i].units == 0) continue;
-    const Node& node = r.nodes[i];
-    const double share = D(plan.nodes[i].units) / units;
-    double active = distinct * share;
-    if (plan.split == Split::kExperts) {
-      // Whole experts fall unevenly: the busiest worker has more.
-      active += LargestOf(workers) * std::sqrt(active * (1 - share));
-    }
-    out.seconds = std::max(out.seconds,
-                           active * expert / (node.bytes_per_s * expert_share));
-    port += 2 * row / node.link.bytes_per_s;
-    out.exchange = std::max(out.exchange, node.link.round_trip_s);
+  const double more = std::max(0.0, entries / std::max(active, 1e-9) - 1);
+  return node.experts.call_s +
+         bytes / node.experts.bytes_per_s * (1 + node.experts.row_share * more);
+}
+
+// Experts of a layer that a node with this share of it works on.
+double Active(const Request& r, Split split, double share, size_t holders) {
+  const double mean = DistinctExperts(r.shape, r.sequences) * share;
+  if (split != Split::kExperts) return mean;
+  // Whole experts fall unevenly: the busiest holder has more.
+  const double most =
+      std::min(D(static_cast<uint64_t>(r.sequences) *
+                 static_cast<uint64_t>(r.shape.num_experts_per_tok)),
+               share * r.shape.num_experts);
+  return std::min(most,
+                  mean + LargestOf(holders) * std::sqrt(mean * (1 - share)));
+}
+
+// Part of the rows that a node with this share of whole experts gets.
+double RowPart(const Request& r, Split split, double share) {
+  if (split != Split::kExperts) return 1;
+  return 1 - std::pow(1 - share, r.shape.num_experts_per_tok);
+}
+
+// Both ways of all rows of a layer. Each worker has its link, and all share
+// the coordinator's end; without a measurement of that one, nothing overlaps.
+double WireSeconds(const Request& r, Split split, const LayerShares& layer) {
+  const double width = r.shape.hidden_size;
+  double out = 0, back = 0, slowest_out = 0, slowest_back = 0;
+  double out_bytes = 0, back_bytes = 0;
+  for (size_t i = 1; i < layer.share.size(); ++i) {
+    if (layer.share[i] <= 0) continue;
+    const Link& link = r.nodes[i].link;
+    const double rows = r.sequences * RowPart(r, split, layer.share[i]);
+    const double to = rows * width * r.row_element_bytes;
+    const double from = rows * width * r.reply_element_bytes;
+    out += to / link.bytes_per_s;
+    back += from / link.back_bytes_per_s;
+    slowest_out = std::max(slowest_out, to / link.bytes_per_s);
+    slowest_back = std::max(slowest_back, from / link.back_bytes_per_s);
+    out_bytes += to;
+    back_bytes += from;
   }
-  out.exchange += port;
-  return out;
+  const HomeSpeed& home = r.home;
+  if (home.all_out_bytes_per_s > 0) {
+    out = std::max(slowest_out, out_bytes / home.all_out_bytes_per_s);
+  }
+  if (home.all_back_bytes_per_s > 0) {
+    back = std::max(slowest_back, back_bytes / home.all_back_bytes_per_s);
+  }
+  return out + back;
+}
+
+// One layer at decode. Holders run side by side, so the slowest counts;
+// `overlap` is what the coordinator does meanwhile.
+LayerTime OneLayer(const Request& r,
+                   Split split,
+                   const LayerShares& layer,
+                   double overlap) {
+  const auto holders = static_cast<size_t>(std::count_if(
+      layer.share.begin(), layer.share.end(), [](double s) { return s > 0; }));
+  const auto entries = [&](double share) {
+    return share * r.sequences * r.shape.num_experts_per_tok;
+  };
+  const double local = layer.share[0];
+  const double own = local <= 0
+                         ? 0
+                         : ExpertSeconds(r,
+                                         r.nodes[0],
+                                         Active(r, split, local, holders),
+                                         entries(local));
+  double remote = 0, round_trip = 0, workers = 0;
+  for (size_t i = 1; i < layer.share.size(); ++i) {
+    const double share = layer.share[i];
+    if (share <= 0) continue;
+    const double active = Active(r, split, share, holders);
+    remote =
+        std::max(remote, ExpertSeconds(r, r.nodes[i], active, entries(share)));
+    round_trip = std::max(round_trip, r.nodes[i].link.round_trip_s);
+    workers += 1;
+  }
+  if (workers == 0) return {.experts = own, .exchange = 0};
+  const double exchange =
+      round_trip + workers * r.home.fan_out_s + WireSeconds(r, split, layer);
+  if (own + overlap >= exchange + remote) return {own, 0};
+  // What overlaps was counted as weights.
+  return {remote - std::max(0.0, overlap - exchange),
+          std::max(0.0, exchange - overlap)};
+}
+
+// Of measured steps, between and beyond them in a straight line.
+MeasuredStep StepOf(const std::vector<MeasuredStep>& steps, int32_t sequences) {
+  if (steps.size() == 1 || sequences <= steps[0].sequences) return steps[0];
+  size_t at = 1;
+  while (at + 1 < steps.size() && steps[at].sequences < sequences) ++at;
+  const MeasuredStep &a = steps[at - 1], &b = steps[at];
+  const double part = D(static_cast<uint64_t>(sequences - a.sequences)) /
+                      (b.sequences - a.sequences);
+  return {.sequences = sequences,
+          .seconds = a.seconds + part * (b.seconds - a.seconds),
+          .overlap = a.overlap + part * (b.overlap - a.overlap)};
 }
 
 // Seconds of one token in a chunk of a prefill.
@@ -80,24 +163,26 @@ double PrefillToken(const Request& r, const Plan& plan) {
                             m.linear_value_head_dim * m.linear_num_value_heads *
                             (layers - full);
   const double layer = D(bf16.expert) * m.num_experts_per_tok;
-  const double local = layer * plan.local_layers;
+  double held_experts = 0;
+  for (const Holding& h : plan.nodes) held_experts += D(h.experts);
+  const auto part = [&](const Holding& h) {
+    return layer * layers * D(h.experts) / held_experts;
+  };
+  const double local = part(plan.nodes[0]);
   const double compute =
       (D(bf16.dense) + attention + recurrence + local) / home.flops;
   const double reads =
       (D(held.dense) + D(plan.nodes[0].experts)) / home.bytes_per_s / kChunk;
   double seconds = std::max(compute, reads);
   double slowest = 0, wire = 0;
-  int32_t units = 0;
-  for (const Holding& h : plan.nodes) units += h.units;
   for (size_t i = 1; i < plan.nodes.size(); ++i) {
-    if (plan.nodes[i].units == 0) continue;
+    if (plan.nodes[i].experts == 0) continue;
     const Node& node = r.nodes[i];
-    const double part =
-        layer * plan.remote_layers * plan.nodes[i].units / units / node.flops;
     const double read = D(plan.nodes[i].experts) / node.bytes_per_s / kChunk;
-    slowest = std::max({slowest, part, read});
-    wire += 2.0 * m.hidden_size * r.row_element_bytes * plan.remote_layers /
-            node.link.bytes_per_s;
+    slowest = std::max({slowest, part(plan.nodes[i]) / node.flops, read});
+    const double row = 1.0 * m.hidden_size * plan.remote_layers;
+    wire += row * r.row_element_bytes / node.link.bytes_per_s +
+            row * r.reply_element_bytes / node.link.back_bytes_per_s;
   }
   return seconds + slowest + wire;
 }
@@ -110,26 +195,54 @@ double DistinctExperts(const checkpoint::ModelConfig& shape, int32_t tokens) {
   return experts * (1 - std::pow(missed, tokens));
 }
 
-void Predict(const Request& r, Plan& plan) {
-  const WeightBytes weights = ResidentBytes(r.shape, r.format);
+void PredictLayers(const Request& r,
+                   Split split,
+                   const std::vector<LayerShares>& layers,
+                   Plan& plan) {
   const Node& home = r.nodes[0];
-  const double share =
-      r.sequences <= kFewTokens ? kExpertShareFew : kExpertShareMany;
+  const double reached = home.bytes_per_s * kDenseShare;
   StepTime& step = plan.step;
-  step.weights = D(weights.dense) / (home.bytes_per_s * kDenseShare);
-  // The state is read and written; keys and values are read.
-  step.state = (2 * D(plan.nodes[0].state) + D(plan.nodes[0].kv)) /
-               (home.bytes_per_s * kDenseShare);
-  step.experts = plan.local_layers * DistinctExperts(r.shape, r.sequences) *
-                 D(weights.expert) / (home.bytes_per_s * share);
-  step.fixed = kGapPerLayer * r.shape.num_hidden_layers + kHostPerStep;
-  if (plan.remote_layers > 0) {
-    const Remote remote = RemoteLayer(r, plan, share);
-    step.experts += plan.remote_layers * remote.seconds;
-    step.exchange = plan.remote_layers * remote.exchange;
+  double overlap = 0;
+  if (r.home.steps.empty()) {
+    step.weights = D(ResidentBytes(r.shape, r.format).dense) / reached;
+    // The state is read and written; keys and values are read.
+    step.state = (2 * D(plan.nodes[0].state) + D(plan.nodes[0].kv)) / reached;
+    step.fixed = kGapPerLayer * r.shape.num_hidden_layers + kHostPerStep;
+  } else {
+    // Gaps and recurrent state are part of what was measured.
+    const MeasuredStep measured = StepOf(r.home.steps, r.sequences);
+    step.weights = measured.seconds;
+    step.state = D(plan.nodes[0].kv) / reached;
+    step.fixed = 0;
+    overlap = measured.overlap / r.shape.num_hidden_layers;
+  }
+  step.experts = step.exchange = 0;
+  for (const LayerShares& some : layers) {
+    const LayerTime time = OneLayer(r, split, some, overlap);
+    step.experts += some.layers * time.experts;
+    step.exchange += some.layers * time.exchange;
   }
   plan.decode_tokens_per_s = r.sequences / step.Total();
   plan.prefill_tokens_per_s = 1 / PrefillToken(r, plan);
+}
+
+void Predict(const Request& r, Plan& plan) {
+  std::vector<LayerShares> layers;
+  if (plan.local_layers > 0) {
+    LayerShares local{plan.local_layers, std::vector<double>(r.nodes.size())};
+    local.share[0] = 1;
+    layers.push_back(std::move(local));
+  }
+  if (plan.remote_layers > 0) {
+    LayerShares remote{plan.remote_layers, {}};
+    int32_t units = 0;
+    for (const Holding& h : plan.nodes) units += h.units;
+    for (const Holding& h : plan.nodes) {
+      remote.share.push_back(static_cast<double>(h.units) / units);
+    }
+    layers.push_back(std::move(remote));
+  }
+  PredictLayers(r, plan.split, layers, plan);
 }
 
 }  // namespace conclave::planner
