@@ -5,6 +5,7 @@
 #include "coordinator/cli/bench_exchange.h"
 #include "coordinator/cli/chat.h"
 #include "coordinator/cli/command.h"
+#include "coordinator/cli/doctor.h"
 #include "coordinator/cli/plan.h"
 #include "coordinator/cli/serve.h"
 
@@ -13,6 +14,7 @@ int main(int argc, char** argv) {
   const std::array commands = {cli::ServeCommand(),
                                cli::ChatCommand(),
                                cli::PlanCommand(),
+                               cli::DoctorCommand(),
                                cli::BenchDecodeCommand(),
                                cli::BenchExchangeCommand()};
   return cli::Dispatch("conclave", commands, argc, argv);

@@ -4,18 +4,16 @@
 #include <algorithm>
 #include <iostream>
 #include <memory>
-#include <numeric>
 
 #include "absl/flags/flag.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
-#include "common/limits.h"
 #include "common/status_macros.h"
 #include "common/version.h"
 #include "coordinator/cli/deployment.h"
 #include "coordinator/cli/flags.h"
+#include "coordinator/cli/made_up_steps.h"
 #include "coordinator/cli/table.h"
-#include "coordinator/model/decoder.h"
 
 ABSL_FLAG(std::string, bench_threads, "1,2", "compute threads, comma list");
 ABSL_FLAG(std::string,
@@ -63,51 +61,18 @@ class Runner {
         runner->deployment_->WaitReady(RealClock()->Now() + kReadyWithin));
     const int32_t tokens = std::max(Context() + absl::GetFlag(FLAGS_steps),
                                     absl::GetFlag(FLAGS_prefill));
-    runner->blocks_ =
-        (tokens + limits::kKvBlockTokens - 1) / limits::kKvBlockTokens;
-    ASSIGN_OR_RETURN(
-        runner->decoder_,
-        model::Decoder::Create(runner->deployment_->checkpoint(),
-                               runner->deployment_->experts(),
-                               options.backend,
-                               runner->deployment_->pool(),
-                               {.kv_blocks = runner->blocks_ * what.sequences,
-                                .state_slots = what.sequences}));
-    runner->vocab_ = runner->deployment_->checkpoint().config().vocab_size;
+    ASSIGN_OR_RETURN(runner->steps_,
+                     MadeUpSteps::Create(runner->deployment_->checkpoint(),
+                                         runner->deployment_->experts(),
+                                         runner->deployment_->pool(),
+                                         {.backend = options.backend,
+                                          .sequences = what.sequences,
+                                          .tokens = tokens}));
     return runner;
   }
 
-  // Runs `rows` new tokens of each sequence; prefill when there are several.
   absl::Status Step(int32_t sequences, int32_t rows, int32_t position) {
-    std::vector<std::vector<int32_t>> blocks(sequences);
-    std::vector<int32_t> slots(sequences);
-    std::vector<int32_t> cells;
-    for (int32_t at = 0; rows > 1 && at < rows;) {
-      at = std::min(rows, at + limits::kGdnCellRows);
-      cells.push_back(at);
-    }
-    std::vector<kernels::SequenceRows> batch(sequences);
-    std::vector<int32_t> tokens;
-    std::vector<int32_t> wanted;
-    for (int32_t s = 0; s < sequences; ++s) {
-      blocks[s].resize(blocks_);
-      std::iota(blocks[s].begin(), blocks[s].end(), s * blocks_);
-      slots[s] = s;
-      batch[s] = {.row_begin = s * rows,
-                  .rows = rows,
-                  .position = position,
-                  .cells = cells,
-                  .state_slot_in = position == 0 ? -1 : s,
-                  .state_slots_out = {&slots[s], 1},
-                  .kv_blocks = blocks[s]};
-      for (int32_t r = 0; r < rows; ++r) {
-        tokens.push_back((s * 131 + (position + r) * 17) % vocab_);
-      }
-      wanted.push_back((s + 1) * rows - 1);
-    }
-    return decoder_
-        ->Run({.sequences = batch, .rows = sequences * rows}, tokens, wanted)
-        .status();
+    return steps_->Run(sequences, rows, position);
   }
 
   absl::Status Measure(Case& what) {
@@ -133,9 +98,7 @@ class Runner {
 
   Metrics metrics_;
   std::unique_ptr<Deployment> deployment_;
-  std::unique_ptr<model::Decoder> decoder_;
-  int32_t blocks_ = 0;
-  int32_t vocab_ = 1;
+  std::unique_ptr<MadeUpSteps> steps_;
 };
 
 absl::StatusOr<std::vector<Case>> Cases() {

@@ -117,6 +117,15 @@ absl::StatusOr<v1::RegisterReply> ControlClient::Register(
   return reply;
 }
 
+absl::StatusOr<v1::MeasureReply> ControlClient::Measure(
+    const v1::MeasureRequest& request, absl::Duration deadline) {
+  Call call(this, deadline);
+  v1::MeasureReply reply;
+  const grpc::Status status = stub_->Measure(call.context(), request, &reply);
+  if (!status.ok()) return FromGrpc(status, Label("measure"));
+  return reply;
+}
+
 absl::Status ControlClient::Assign(const v1::AssignRequest& request,
                                    absl::Duration progress_deadline,
                                    const std::atomic<bool>& stop,

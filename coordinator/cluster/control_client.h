@@ -29,6 +29,9 @@ class ControlClient {
   absl::StatusOr<v1::RegisterReply> Register(const v1::RegisterRequest& request,
                                              absl::Duration deadline);
 
+  absl::StatusOr<v1::MeasureReply> Measure(const v1::MeasureRequest& request,
+                                           absl::Duration deadline);
+
   // Returns when the worker has loaded. DeadlineExceeded: no progress for so
   // long. Cancelled: `stop` was set.
   using Progress = std::function<void(const v1::LoadProgress& progress)>;

@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "coordinator/cluster/link_probe.h"
+
+#include <algorithm>
+#include <set>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "common/status_macros.h"
+#include "common/transport/wire.h"
+
+namespace conclave::cluster {
+namespace {
+
+// Rounds of one measurement: so long, and at least and at most so many.
+constexpr absl::Duration kRoundsFor = absl::Milliseconds(400);
+constexpr size_t kRoundsMin = 15, kRoundsMax = 1000;
+constexpr size_t kWarmUp = 5;
+// A transfer shows the rate when it takes this much longer than an empty one.
+constexpr double kTransferSeconds = 0.05;
+constexpr uint64_t kTransferBytesMin = uint64_t{512} << 10;
+constexpr uint64_t kTransferBytesMax = uint64_t{64} << 20;
+constexpr size_t kTransfers = 3;
+
+double Median(std::vector<double> values) {
+  const auto middle =
+      values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
+  std::nth_element(values.begin(), middle, values.end());
+  return *middle;
+}
+
+}  // namespace
+
+LinkProbe::LinkProbe(transport::Transport* transport,
+                     Clock* clock,
+                     absl::Duration deadline)
+    : transport_(transport), clock_(clock), deadline_(deadline) {}
+
+absl::StatusOr<double> LinkProbe::Once(const std::vector<WorkerId>& workers,
+                                       uint64_t out,
+                                       uint64_t back) {
+  const transport::FrameTag tag = {
+      .generation = 0, .step = ++step_, .layer = LayerId{0}};
+  std::vector<Buffer> frames;
+  for (size_t i = 0; i < workers.size(); ++i) {
+    frames.push_back(transport::EncodeProbe(
+        {.tag = tag, .payload_bytes = out, .reply_bytes = back}));
+  }
+  const absl::Time begin = clock_->Now();
+  std::set<WorkerId> open(workers.begin(), workers.end());
+  for (size_t i = 0; i < workers.size(); ++i) {
+    RETURN_IF_ERROR(transport_->Send(workers[i], std::move(frames[i])));
+  }
+  while (!open.empty()) {
+    const auto delivery = transport_->Receive(begin + deadline_);
+    if (!delivery.ok()) {
+      std::vector<std::string> silent;
+      for (const WorkerId id : open) silent.push_back(transport_->PeerName(id));
+      return absl::DeadlineExceededError(
+          absl::StrCat("measure link: ",
+                       absl::StrJoin(silent, ", "),
+                       ": no answer within ",
+                       absl::FormatDuration(deadline_)));
+    }
+    if (!open.contains(delivery->from)) continue;
+    RETURN_IF_ERROR(delivery->frame.status());
+    const auto bytes = delivery->frame->bytes();
+    const auto answer = transport::DecodeProbe(bytes);
+    if (answer.ok() && answer->tag != tag) continue;  // of an earlier round
+    if (!answer.ok() || answer->payload_bytes < back) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("measure link: ",
+                       transport_->PeerName(delivery->from),
+                       " does not answer probes; run the same version on both "
+                       "sides"));
+    }
+    open.erase(delivery->from);
+  }
+  return absl::ToDoubleSeconds(clock_->Now() - begin);
+}
+
+absl::StatusOr<double> LinkProbe::Round(const std::vector<WorkerId>& workers,
+                                        uint64_t out,
+                                        uint64_t back) {
+  for (size_t i = 0; i < kWarmUp; ++i) {
+    RETURN_IF_ERROR(Once(workers, out, back).status());
+  }
+  std::vector<double> seconds;
+  const absl::Time until = clock_->Now() + kRoundsFor;
+  while (seconds.size() < kRoundsMin ||
+         (seconds.size() < kRoundsMax && clock_->Now() < until)) {
+    ASSIGN_OR_RETURN(seconds.emplace_back(), Once(workers, out, back));
+  }
+  return Median(std::move(seconds));
+}
+
+absl::StatusOr<double> LinkProbe::Rate(const std::vector<WorkerId>& workers,
+                                       double round_trip_s,
+                                       bool is_out) {
+  const auto once = [&](uint64_t bytes) -> absl::StatusOr<double> {
+    ASSIGN_OR_RETURN(
+        const double seconds,
+        is_out ? Once(workers, bytes, 0) : Once(workers, 0, bytes));
+    return std::max(seconds - round_trip_s, 1e-9);
+  };
+  uint64_t bytes = kTransferBytesMin;
+  while (true) {
+    ASSIGN_OR_RETURN(const double seconds, once(bytes));
+    if (seconds >= kTransferSeconds || bytes >= kTransferBytesMax) break;
+    bytes *= 2;
+  }
+  std::vector<double> seconds;
+  for (size_t i = 0; i < kTransfers; ++i) {
+    ASSIGN_OR_RETURN(seconds.emplace_back(), once(bytes));
+  }
+  return static_cast<double>(bytes * workers.size()) /
+         Median(std::move(seconds));
+}
+
+absl::StatusOr<LinkSpeed> LinkProbe::MeasureAll(
+    const std::vector<WorkerId>& workers) {
+  LinkSpeed speed;
+  ASSIGN_OR_RETURN(speed.round_trip_s, Round(workers, 0, 0));
+  ASSIGN_OR_RETURN(speed.out_bytes_per_s,
+                   Rate(workers, speed.round_trip_s, true));
+  ASSIGN_OR_RETURN(speed.back_bytes_per_s,
+                   Rate(workers, speed.round_trip_s, false));
+  return speed;
+}
+
+absl::StatusOr<LinkSpeed> LinkProbe::Measure(WorkerId worker) {
+  return MeasureAll({worker});
+}
+
+}  // namespace conclave::cluster
