@@ -102,7 +102,8 @@ json::object ToJson(const Findings& found,
   for (const v1::MeasuredStep& step : home.steps()) {
     steps.push_back(json::object{{"sequences", step.sequences()},
                                  {"step_us", step.step_us()},
-                                 {"overlap_us", step.overlap_us()}});
+                                 {"overlap_us", step.overlap_us()},
+                                 {"fan_out_us", step.fan_out_us()}});
   }
   for (const WorkerFindings& f : found.workers) {
     const v1::MeasuredWorker& w = f.figures;
@@ -139,7 +140,6 @@ json::object ToJson(const Findings& found,
            {{"listen", found.listen},
             {"all_out_gb_per_s", home.all_out_gb_per_s()},
             {"all_back_gb_per_s", home.all_back_gb_per_s()},
-            {"fan_out_us", home.fan_out_us()},
             {"memory_gb_per_s", home.memory_gb_per_s()},
             {"memory_free_gb", home.memory_free_gb()},
             {"memory_total_gb", home.memory_total_gb()},

@@ -30,7 +30,8 @@ struct Findings {
   // OK: free, or our own server answers there.
   absl::Status port;
   absl::Status bind;   // the configuration's rule for the HTTP port
-  absl::Status model;  // of opening it and of measuring its steps
+  absl::Status model;  // of opening it
+  absl::Status steps;  // of exchanges with all workers and of decode steps
   std::string model_sha256;
   v1::MeasuredCoordinator coordinator;
   uint64_t needs_bytes = 0;  // of the coordinator, by the plan

@@ -14,8 +14,8 @@
 #include "common/thread_pool.h"
 #include "common/transport/grpc_transport.h"
 #include "common/version.h"
-#include "coordinator/cli/dense_step.h"
 #include "coordinator/cli/http_client.h"
+#include "coordinator/cli/measured_steps.h"
 #include "coordinator/cli/table.h"
 #include "coordinator/cluster/link_probe.h"
 #include "coordinator/cluster/placement.h"
@@ -56,12 +56,12 @@ class Examination {
   void CheckWorkers();
   void OpenModel();
   void MeasureLinks();
-  void MeasureAllLinks(LinkProbe* probe, const std::vector<WorkerId>& workers);
   void MeasureWorkers();
   void MeasureHome();
-  absl::Status OpenLink(GrpcTransport* transport, size_t index);
+  absl::Status OpenLink(size_t index);
   absl::Status Needs();
-  double OneRowWire() const;
+  double WireSeconds(int32_t rows) const;
+  absl::Status MeasureSteps(ThreadPool* pool);
   int32_t RowBytes(const std::string& dtype) const {
     return shape_.hidden_size * (dtype == "bf16" ? 2 : 4);
   }
@@ -73,6 +73,9 @@ class Examination {
   std::unique_ptr<checkpoint::Checkpoint> checkpoint_;  // null: no model
   checkpoint::ModelConfig shape_;
   int32_t width_ = 0;  // of the slices that workers hold
+  std::unique_ptr<GrpcTransport> transport_;
+  std::unique_ptr<LinkProbe> probe_;
+  std::vector<WorkerId> linked_;  // whose links were measured
 };
 
 void Examination::CheckHome() {
@@ -167,90 +170,80 @@ void Examination::OpenModel() {
   found_.model = Needs();
 }
 
-absl::Status Examination::OpenLink(GrpcTransport* transport, size_t index) {
+absl::Status Examination::OpenLink(size_t index) {
   const v1::Worker& worker = found_.workers[index].worker;
   const auto id = static_cast<WorkerId>(index);
   using transport::Dial, transport::Traffic;
-  transport->Connect(
+  transport_->Connect(
       id,
       {.name = absl::StrCat(worker.name(), " (", worker.address(), ")"),
        .exchange = Dial(worker.address(), checkup_.keys, Traffic::kExchange),
        .bulk = Dial(worker.address(), checkup_.keys, Traffic::kBulk)});
   const absl::Time deadline = o_.clock->Now() + checkup_.deadline;
   while (true) {
-    transport->Pump();
-    const absl::Status status = transport->LinkStatus(id);
-    if (status.ok() || transport->IsBroken(id)) return status;
+    transport_->Pump();
+    const absl::Status status = transport_->LinkStatus(id);
+    if (status.ok() || transport_->IsBroken(id)) return status;
     if (o_.clock->Now() >= deadline) return status;
     o_.clock->SleepUntil(o_.clock->Now() + kOpenInterval);
   }
 }
 
-// Seconds that the links' rates give for one row to each worker and back.
-double Examination::OneRowWire() const {
-  const double out = RowBytes(config_.exchange().rows()) * 1e-9;
-  const double back = RowBytes(config_.exchange().replies()) * 1e-9;
-  double slowest = 0, slowest_out = 0, slowest_back = 0, workers = 0;
+// What the links, measured at rest, say of an exchange of so many rows with
+// every worker.
+double Examination::WireSeconds(int32_t rows) const {
+  const double out = rows * RowBytes(config_.exchange().rows()) * 1e-9;
+  const double back = rows * RowBytes(config_.exchange().replies()) * 1e-9;
+  double round_trip = 0, slowest_out = 0, slowest_back = 0;
   for (const WorkerFindings& f : found_.workers) {
     if (f.figures.round_trip_us() == 0) continue;
-    workers += 1;
-    slowest = std::max(slowest, f.figures.round_trip_us() * 1e-6);
+    round_trip = std::max(round_trip, f.figures.round_trip_us() * 1e-6);
     slowest_out = std::max(slowest_out, out / f.figures.out_gb_per_s());
     slowest_back = std::max(slowest_back, back / f.figures.back_gb_per_s());
   }
   const v1::MeasuredCoordinator& home = found_.coordinator;
-  return slowest +
+  const auto workers = static_cast<double>(linked_.size());
+  return round_trip +
          std::max(slowest_out, workers * out / home.all_out_gb_per_s()) +
          std::max(slowest_back, workers * back / home.all_back_gb_per_s());
 }
 
-void Examination::MeasureAllLinks(LinkProbe* probe,
-                                  const std::vector<WorkerId>& workers) {
-  const auto all = probe->MeasureAll(workers);
-  if (!all.ok()) return;  // a link that broke has said so
-  v1::MeasuredCoordinator& home = found_.coordinator;
-  home.set_all_out_gb_per_s(all->out_bytes_per_s * 1e-9);
-  home.set_all_back_gb_per_s(all->back_bytes_per_s * 1e-9);
-  if (checkpoint_ == nullptr) return;
-  const auto row = probe->Round(
-      workers,
-      static_cast<uint64_t>(RowBytes(config_.exchange().rows())),
-      static_cast<uint64_t>(RowBytes(config_.exchange().replies())));
-  if (!row.ok()) return;
-  const double more = (*row - OneRowWire()) / std::ssize(workers);
-  home.set_fan_out_us(std::max(0.0, more) * 1e6);
-}
-
 void Examination::MeasureLinks() {
-  GrpcTransport transport(
-      {.spin_us = config::SpinUs(
-           config_, config_.coordinator().spin_us(), AvailableCores()),
-       .clock = o_.clock});
+  transport_ = std::make_unique<GrpcTransport>(GrpcTransport::Options{
+      .spin_us = config::SpinUs(
+          config_, config_.coordinator().spin_us(), AvailableCores()),
+      .clock = o_.clock});
   const absl::Duration frame = std::max(
       checkup_.deadline, absl::Seconds(config_.deadlines().exchange_s()));
-  LinkProbe probe(&transport, o_.clock, frame);
-  std::vector<WorkerId> well;
+  probe_ = std::make_unique<LinkProbe>(transport_.get(), o_.clock, frame);
   for (size_t i = 0; i < found_.workers.size(); ++i) {
     WorkerFindings& f = found_.workers[i];
     if (!f.checkup.ok()) continue;
     o_.say(absl::StrCat("measuring the link to ", f.worker.name()));
     const auto id = static_cast<WorkerId>(i);
-    f.link = OpenLink(&transport, i);
+    f.link = OpenLink(i);
     if (!f.link.ok()) continue;
-    const auto speed = probe.Measure(id);
+    const auto speed = probe_->Measure(id);
     f.link = speed.status();
     if (!speed.ok()) {
-      transport.Disconnect(id, speed.status());
+      transport_->Disconnect(id, speed.status());
       continue;
     }
     f.figures.set_round_trip_us(speed->round_trip_s * 1e6);
     f.figures.set_out_gb_per_s(speed->out_bytes_per_s * 1e-9);
     f.figures.set_back_gb_per_s(speed->back_bytes_per_s * 1e-9);
-    well.push_back(id);
+    linked_.push_back(id);
   }
-  if (well.empty()) return;
+  if (linked_.empty()) return;
   o_.say("measuring all links at once");
-  MeasureAllLinks(&probe, well);
+  const auto all = probe_->MeasureAll(linked_);
+  if (!all.ok()) {
+    found_.steps = all.status();
+    return;
+  }
+  v1::MeasuredCoordinator& home = found_.coordinator;
+  home.set_all_out_gb_per_s(all->out_bytes_per_s * 1e-9);
+  home.set_all_back_gb_per_s(all->back_bytes_per_s * 1e-9);
 }
 
 void Examination::MeasureWorkers() {
@@ -298,13 +291,37 @@ void Examination::MeasureHome() {
   if (checkpoint_ == nullptr || o_.quick) return;
   const double needs = static_cast<double>(found_.needs_bytes) * 1e-9;
   if (needs > found_.coordinator.memory_free_gb()) return;  // a verdict
+  const absl::Status steps = MeasureSteps(&pool);
+  if (found_.steps.ok()) found_.steps = steps;
+}
+
+absl::Status Examination::MeasureSteps(ThreadPool* pool) {
   o_.say("measuring decode steps without experts");
-  const auto steps = MeasureDenseSteps(*checkpoint_, {1, 8}, &pool, o_.clock);
-  found_.model = steps.status();
-  if (!steps.ok()) return;
-  for (const v1::MeasuredStep& step : *steps) {
-    *found_.coordinator.add_steps() = step;
+  const bool probes = found_.coordinator.all_back_gb_per_s() > 0;
+  StepOptions options;
+  options.sequences = {1, 8};
+  options.pool = pool;
+  options.clock = o_.clock;
+  options.probe = probes ? probe_.get() : nullptr;
+  options.workers = linked_;
+  options.row_bytes = RowBytes(config_.exchange().rows());
+  options.reply_bytes = RowBytes(config_.exchange().replies());
+  ASSIGN_OR_RETURN(const auto steps, cli::MeasureSteps(*checkpoint_, options));
+  const double layers = shape_.num_hidden_layers;
+  for (const StepFigures& figures : steps) {
+    v1::MeasuredStep& step = *found_.coordinator.add_steps();
+    step.set_sequences(figures.sequences);
+    step.set_step_us(figures.alone_us);
+    step.set_overlap_us(std::min(figures.between_us, figures.alone_us));
+    if (!probes) continue;
+    // What overlaps was hidden behind the exchange.
+    const double exchange_us =
+        (figures.probed_us - figures.alone_us + figures.between_us) / layers;
+    const double more = exchange_us - WireSeconds(figures.sequences) * 1e6;
+    step.set_fan_out_us(
+        std::max(0.0, more / static_cast<double>(linked_.size())));
   }
+  return absl::OkStatus();
 }
 
 }  // namespace

@@ -259,6 +259,12 @@ void JudgeCoordinator(const Findings& all, std::vector<Verdict>* out) {
                     "mend model: in the file; without it neither memory nor "
                     "steps can be checked"});
   }
+  if (!all.steps.ok()) {
+    out->push_back({kCoordinator,
+                    "steps",
+                    std::string(all.steps.message()),
+                    "run it again while nothing else changes the cluster"});
+  }
 }
 
 }  // namespace

@@ -129,7 +129,6 @@ void ApplyHome(const v1::Links& links,
   ApplyNode(home.memory_gb_per_s(), home.memory_free_gb(), &r.nodes[0]);
   r.home.all_out_bytes_per_s = home.all_out_gb_per_s() * 1e9;
   r.home.all_back_bytes_per_s = home.all_back_gb_per_s() * 1e9;
-  r.home.fan_out_s = home.fan_out_us() * 1e-6;
   std::string line = absl::StrCat("coordinator: memory ",
                                   Fixed(home.memory_gb_per_s(), 1),
                                   " GB/s, all workers at once ",
@@ -144,7 +143,8 @@ void ApplyHome(const v1::Links& links,
     if (!same) break;
     r.home.steps.push_back({.sequences = step.sequences(),
                             .seconds = step.step_us() * 1e-6,
-                            .overlap = step.overlap_us() * 1e-6});
+                            .overlap = step.overlap_us() * 1e-6,
+                            .fan_out = step.fan_out_us() * 1e-6});
     absl::StrAppend(&line,
                     "; step of ",
                     step.sequences(),

@@ -2,12 +2,10 @@
 #include "coordinator/cluster/link_probe.h"
 
 #include <algorithm>
-#include <set>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "common/status_macros.h"
-#include "common/transport/wire.h"
 
 namespace conclave::cluster {
 namespace {
@@ -36,60 +34,71 @@ LinkProbe::LinkProbe(transport::Transport* transport,
                      absl::Duration deadline)
     : transport_(transport), clock_(clock), deadline_(deadline) {}
 
-absl::StatusOr<double> LinkProbe::Once(const std::vector<WorkerId>& workers,
-                                       uint64_t out,
-                                       uint64_t back) {
-  const transport::FrameTag tag = {
-      .generation = 0, .step = ++step_, .layer = LayerId{0}};
-  std::vector<Buffer> frames;
-  for (size_t i = 0; i < workers.size(); ++i) {
-    frames.push_back(transport::EncodeProbe(
-        {.tag = tag, .payload_bytes = out, .reply_bytes = back}));
+absl::Status LinkProbe::Start(const std::vector<WorkerId>& workers,
+                              uint64_t out,
+                              uint64_t back) {
+  ++tag_.step;
+  back_ = back;
+  until_ = clock_->Now() + deadline_;
+  open_ = {workers.begin(), workers.end()};
+  for (const WorkerId worker : workers) {
+    RETURN_IF_ERROR(transport_->Send(
+        worker,
+        transport::EncodeProbe(
+            {.tag = tag_, .payload_bytes = out, .reply_bytes = back})));
   }
-  const absl::Time begin = clock_->Now();
-  std::set<WorkerId> open(workers.begin(), workers.end());
-  for (size_t i = 0; i < workers.size(); ++i) {
-    RETURN_IF_ERROR(transport_->Send(workers[i], std::move(frames[i])));
-  }
-  while (!open.empty()) {
-    const auto delivery = transport_->Receive(begin + deadline_);
+  return absl::OkStatus();
+}
+
+absl::Status LinkProbe::Finish() {
+  while (!open_.empty()) {
+    const auto delivery = transport_->Receive(until_);
     if (!delivery.ok()) {
       std::vector<std::string> silent;
-      for (const WorkerId id : open) silent.push_back(transport_->PeerName(id));
+      for (const WorkerId id : open_) {
+        silent.push_back(transport_->PeerName(id));
+      }
       return absl::DeadlineExceededError(
           absl::StrCat("measure link: ",
                        absl::StrJoin(silent, ", "),
                        ": no answer within ",
                        absl::FormatDuration(deadline_)));
     }
-    if (!open.contains(delivery->from)) continue;
+    if (!open_.contains(delivery->from)) continue;
     RETURN_IF_ERROR(delivery->frame.status());
-    const auto bytes = delivery->frame->bytes();
-    const auto answer = transport::DecodeProbe(bytes);
-    if (answer.ok() && answer->tag != tag) continue;  // of an earlier round
-    if (!answer.ok() || answer->payload_bytes < back) {
+    const auto answer = transport::DecodeProbe(delivery->frame->bytes());
+    if (answer.ok() && answer->tag != tag_) continue;  // of an earlier round
+    if (!answer.ok() || answer->payload_bytes < back_) {
       return absl::FailedPreconditionError(
           absl::StrCat("measure link: ",
                        transport_->PeerName(delivery->from),
                        " does not answer probes; run the same version on both "
                        "sides"));
     }
-    open.erase(delivery->from);
+    open_.erase(delivery->from);
   }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<double> LinkProbe::Once(const std::vector<WorkerId>& workers,
+                                       uint64_t out,
+                                       uint64_t back) {
+  const absl::Time begin = clock_->Now();
+  RETURN_IF_ERROR(Start(workers, out, back));
+  RETURN_IF_ERROR(Finish());
   return absl::ToDoubleSeconds(clock_->Now() - begin);
 }
 
-absl::StatusOr<double> LinkProbe::Round(const std::vector<WorkerId>& workers,
-                                        uint64_t out,
-                                        uint64_t back) {
+absl::StatusOr<double> LinkProbe::RoundTrip(
+    const std::vector<WorkerId>& workers) {
   for (size_t i = 0; i < kWarmUp; ++i) {
-    RETURN_IF_ERROR(Once(workers, out, back).status());
+    RETURN_IF_ERROR(Once(workers, 0, 0).status());
   }
   std::vector<double> seconds;
   const absl::Time until = clock_->Now() + kRoundsFor;
   while (seconds.size() < kRoundsMin ||
          (seconds.size() < kRoundsMax && clock_->Now() < until)) {
-    ASSIGN_OR_RETURN(seconds.emplace_back(), Once(workers, out, back));
+    ASSIGN_OR_RETURN(seconds.emplace_back(), Once(workers, 0, 0));
   }
   return Median(std::move(seconds));
 }
@@ -120,7 +129,7 @@ absl::StatusOr<double> LinkProbe::Rate(const std::vector<WorkerId>& workers,
 absl::StatusOr<LinkSpeed> LinkProbe::MeasureAll(
     const std::vector<WorkerId>& workers) {
   LinkSpeed speed;
-  ASSIGN_OR_RETURN(speed.round_trip_s, Round(workers, 0, 0));
+  ASSIGN_OR_RETURN(speed.round_trip_s, RoundTrip(workers));
   ASSIGN_OR_RETURN(speed.out_bytes_per_s,
                    Rate(workers, speed.round_trip_s, true));
   ASSIGN_OR_RETURN(speed.back_bytes_per_s,

@@ -2,11 +2,13 @@
 #pragma once
 
 #include <cstdint>
+#include <set>
 #include <vector>
 
 #include "absl/status/statusor.h"
 #include "common/clock.h"
 #include "common/transport/transport.h"
+#include "common/transport/wire.h"
 
 namespace conclave::cluster {
 
@@ -35,12 +37,15 @@ class LinkProbe {
   // that of one small frame to each.
   absl::StatusOr<LinkSpeed> MeasureAll(const std::vector<WorkerId>& workers);
 
-  // Median seconds until each has had `out` bytes and sent `back`.
-  absl::StatusOr<double> Round(const std::vector<WorkerId>& workers,
-                               uint64_t out,
-                               uint64_t back);
+  // Sends a probe of so many bytes to each, for so many back; then waits for
+  // the answers of all. In turn.
+  absl::Status Start(const std::vector<WorkerId>& workers,
+                     uint64_t out,
+                     uint64_t back);
+  absl::Status Finish();
 
  private:
+  absl::StatusOr<double> RoundTrip(const std::vector<WorkerId>& workers);
   absl::StatusOr<double> Once(const std::vector<WorkerId>& workers,
                               uint64_t out,
                               uint64_t back);
@@ -51,7 +56,11 @@ class LinkProbe {
   transport::Transport* const transport_;
   Clock* const clock_;
   const absl::Duration deadline_;
-  uint64_t step_ = 0;
+  // Of the probes that are out.
+  transport::FrameTag tag_;
+  uint64_t back_ = 0;
+  std::set<WorkerId> open_;
+  absl::Time until_;
 };
 
 }  // namespace conclave::cluster

@@ -17,13 +17,13 @@ struct MeasuredStep {
   int32_t sequences = 1;
   double seconds = 0;
   double overlap = 0;  // part of it while experts are at work
+  double fan_out = 0;  // of a worker and layer, beyond what its link takes
 };
 
 // What was measured at the coordinator; zeros and no steps: nothing.
 struct HomeSpeed {
   double all_out_bytes_per_s = 0;  // to all workers at once
   double all_back_bytes_per_s = 0;
-  double fan_out_s = 0;  // a worker's frame beyond what its link takes
   std::vector<MeasuredStep> steps;  // ascending by sequences
 };
 

@@ -97,18 +97,18 @@ double WireSeconds(const Request& r, Split split, const LayerShares& layer) {
   return out + back;
 }
 
-// One layer at decode. Holders run side by side, so the slowest counts;
-// `overlap` is what the coordinator does meanwhile.
+// One layer at decode. Holders run side by side, so the slowest counts.
+// `step`: its parts by layer; what overlaps is done meanwhile.
 LayerTime OneLayer(const Request& r,
                    Split split,
                    const LayerShares& layer,
-                   double overlap) {
+                   const MeasuredStep& step) {
   const auto holders = static_cast<size_t>(std::count_if(
       layer.share.begin(), layer.share.end(), [](double s) { return s > 0; }));
   const auto entries = [&](double share) {
     return share * r.sequences * r.shape.num_experts_per_tok;
   };
-  const double local = layer.share[0];
+  const double local = layer.share[0], overlap = step.overlap;
   const double own = local <= 0
                          ? 0
                          : ExpertSeconds(r,
@@ -127,7 +127,7 @@ LayerTime OneLayer(const Request& r,
   }
   if (workers == 0) return {.experts = own, .exchange = 0};
   const double exchange =
-      round_trip + workers * r.home.fan_out_s + WireSeconds(r, split, layer);
+      round_trip + workers * step.fan_out + WireSeconds(r, split, layer);
   if (own + overlap >= exchange + remote) return {own, 0};
   // What overlaps was counted as weights.
   return {remote - std::max(0.0, overlap - exchange),
@@ -144,7 +144,8 @@ MeasuredStep StepOf(const std::vector<MeasuredStep>& steps, int32_t sequences) {
                       (b.sequences - a.sequences);
   return {.sequences = sequences,
           .seconds = a.seconds + part * (b.seconds - a.seconds),
-          .overlap = a.overlap + part * (b.overlap - a.overlap)};
+          .overlap = a.overlap + part * (b.overlap - a.overlap),
+          .fan_out = a.fan_out + part * (b.fan_out - a.fan_out)};
 }
 
 // Seconds of one token in a chunk of a prefill.
@@ -202,7 +203,7 @@ void PredictLayers(const Request& r,
   const Node& home = r.nodes[0];
   const double reached = home.bytes_per_s * kDenseShare;
   StepTime& step = plan.step;
-  double overlap = 0;
+  MeasuredStep measured;
   if (r.home.steps.empty()) {
     step.weights = D(ResidentBytes(r.shape, r.format).dense) / reached;
     // The state is read and written; keys and values are read.
@@ -210,15 +211,15 @@ void PredictLayers(const Request& r,
     step.fixed = kGapPerLayer * r.shape.num_hidden_layers + kHostPerStep;
   } else {
     // Gaps and recurrent state are part of what was measured.
-    const MeasuredStep measured = StepOf(r.home.steps, r.sequences);
+    measured = StepOf(r.home.steps, r.sequences);
     step.weights = measured.seconds;
     step.state = D(plan.nodes[0].kv) / reached;
     step.fixed = 0;
-    overlap = measured.overlap / r.shape.num_hidden_layers;
+    measured.overlap /= r.shape.num_hidden_layers;
   }
   step.experts = step.exchange = 0;
   for (const LayerShares& some : layers) {
-    const LayerTime time = OneLayer(r, split, some, overlap);
+    const LayerTime time = OneLayer(r, split, some, measured);
     step.experts += some.layers * time.experts;
     step.exchange += some.layers * time.exchange;
   }

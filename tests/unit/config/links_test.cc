@@ -23,12 +23,12 @@ TEST(Links, WhatIsWrittenIsRead) {
   links.set_model_sha256("1234");
   auto* coordinator = links.mutable_coordinator();
   coordinator->set_memory_gb_per_s(12.5);
-  coordinator->set_fan_out_us(3.25);
   for (const int32_t sequences : {1, 8}) {
     auto* step = coordinator->add_steps();
     step->set_sequences(sequences);
     step->set_step_us(1000 * sequences);
     step->set_overlap_us(125);
+    step->set_fan_out_us(3.25);
   }
   for (const char* name : {"w0", "no: \"yaml\" # here"}) {
     auto* worker = links.add_workers();
