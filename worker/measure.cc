@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <numeric>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -19,9 +20,10 @@
 namespace conclave::worker {
 namespace {
 
-constexpr uint64_t kWeightBytesMax = uint64_t{512} << 20;
-constexpr absl::Duration kEach = absl::Milliseconds(150);
-constexpr size_t kCallsMin = 5;
+constexpr uint64_t kWeightBytesMax = uint64_t{256} << 20;
+constexpr absl::Duration kMeasureFor = absl::Milliseconds(1200);
+constexpr double kBeginAfterMax_s = 10;
+constexpr size_t kRoundsMin = 5;
 constexpr int32_t kBlock = 128;  // of FP8 scales
 // Patterns of small numbers: the time of a product depends on no value, as
 // long as none is denormal or NaN.
@@ -30,6 +32,13 @@ constexpr auto kScaleByte = std::byte{0x3a};   // bf16 0.0007
 constexpr float kInput = 0.5f;
 
 absl::Status Check(const v1::MeasureRequest& r) {
+  if (!(r.begin_after_s() >= 0 && r.begin_after_s() <= kBeginAfterMax_s)) {
+    return absl::InvalidArgumentError(absl::StrCat("measure: begin_after_s ",
+                                                   r.begin_after_s(),
+                                                   ", at most ",
+                                                   kBeginAfterMax_s));
+  }
+  if (r.hidden() == 0) return absl::OkStatus();
   if (r.hidden() < 1 || r.hidden() > limits::kHiddenMax || r.width() < 1 ||
       r.width() > limits::kHiddenMax || r.top_k() < 1 ||
       r.top_k() > limits::kTopKMax) {
@@ -54,6 +63,12 @@ Buffer Filled(uint64_t size, std::byte value) {
   std::fill(buffer.bytes().begin(), buffer.bytes().end(), value);
   return buffer;
 }
+
+struct Product {
+  int32_t slices = 1;
+  int32_t rows = 1;    // of each slice
+  double seconds = 0;  // result
+};
 
 // Made-up experts, enough of them that no cache helps, used in turn.
 class Bench {
@@ -93,36 +108,23 @@ class Bench {
     experts_.down_scales = down_scales_.data();
   }
 
-  // Median seconds of a product of `slices` slices with `rows` rows each.
-  absl::StatusOr<double> Seconds(int32_t slices, int32_t rows) {
-    const std::vector<float> x(static_cast<size_t>(rows) * experts_.hidden,
-                               kInput);
-    std::vector<float> out(x.size());
-    std::vector<int32_t> slice, row;
-    const std::vector<float> weight(
-        static_cast<size_t>(slices) * static_cast<size_t>(rows), 1.0f);
-    const kernels::ShardLayerWeights weights = kernels::ViewOf(experts_);
-    std::vector<double> times;
-    const absl::Time until = clock_->Now() + kEach;
-    while (times.size() < kCallsMin || clock_->Now() < until) {
-      slice.clear();
-      row.clear();
-      if (next_ + slices > experts_.slices) next_ = 0;
-      for (int32_t s = 0; s < slices; ++s) {
-        slice.insert(slice.end(), static_cast<size_t>(rows), next_ + s);
-        for (int32_t r = 0; r < rows; ++r) row.push_back(r);
+  // Mean seconds of products of each shape, in turn, so that what disturbs one
+  // disturbs all.
+  absl::Status Run(std::span<Product> products) {
+    size_t rounds = 0;
+    const absl::Time until = clock_->Now() + kMeasureFor;
+    for (Product& product : products) product.seconds = 0;
+    for (; rounds < kRoundsMin || clock_->Now() < until; ++rounds) {
+      for (Product& product : products) {
+        const absl::Time begin = clock_->Now();
+        RETURN_IF_ERROR(Compute(product));
+        product.seconds += absl::ToDoubleSeconds(clock_->Now() - begin);
       }
-      next_ += slices;
-      const kernels::Workspace::Scope scope(&workspace_);
-      const absl::Time begin = clock_->Now();
-      RETURN_IF_ERROR(kernels::ExpertFfn(
-          context_, weights, {slice, row, weight}, x, rows, out));
-      times.push_back(absl::ToDoubleSeconds(clock_->Now() - begin));
     }
-    const auto middle =
-        times.begin() + static_cast<std::ptrdiff_t>(times.size() / 2);
-    std::nth_element(times.begin(), middle, times.end());
-    return *middle;
+    for (Product& product : products) {
+      product.seconds /= static_cast<double>(rounds);
+    }
+    return absl::OkStatus();
   }
 
   double SliceBytes() const {
@@ -130,16 +132,42 @@ class Bench {
   }
 
  private:
+  // The next slices, so many rows each.
+  absl::Status Compute(const Product& product) {
+    const auto entries = static_cast<size_t>(product.slices * product.rows);
+    if (next_ + product.slices > experts_.slices) next_ = 0;
+    slice_.resize(entries);
+    row_.resize(entries);
+    weight_.assign(entries, 1.0f);
+    for (size_t i = 0; i < entries; ++i) {
+      slice_[i] = next_ + static_cast<int32_t>(i) / product.rows;
+      row_[i] = static_cast<int32_t>(i) % product.rows;
+    }
+    next_ += product.slices;
+    x_.assign(static_cast<size_t>(product.rows) * experts_.hidden, kInput);
+    out_.resize(x_.size());
+    const kernels::Workspace::Scope scope(&workspace_);
+    return kernels::ExpertFfn(context_,
+                              kernels::ViewOf(experts_),
+                              {slice_, row_, weight_},
+                              x_,
+                              product.rows,
+                              out_);
+  }
+
   const int32_t top_k_;
   Clock* const clock_;
   kernels::Workspace workspace_;
   kernels::Context context_;
   StackedExperts experts_;
   Buffer up_, down_, up_scales_, down_scales_;
-  int32_t next_ = 0;
+  std::vector<int32_t> slice_, row_;
+  std::vector<float> weight_, x_, out_;
+  int32_t next_ = 0;  // slice
 };
 
 absl::Status MeasureExperts(const v1::MeasureRequest& request,
+                            absl::Time begin,
                             ThreadPool* pool,
                             Clock* clock,
                             v1::MeasureReply* reply) {
@@ -156,15 +184,16 @@ absl::Status MeasureExperts(const v1::MeasureRequest& request,
       room / set,
       limits::kExpertsMax / static_cast<uint64_t>(request.top_k())));
   Bench bench(request, std::max(sets, 1), pool, clock);
-  const int32_t many = std::max(request.top_k(), 2);
-  RETURN_IF_ERROR(bench.Seconds(1, 1).status());  // grows the workspace
-  ASSIGN_OR_RETURN(const double one, bench.Seconds(1, 1));
-  ASSIGN_OR_RETURN(const double all, bench.Seconds(many, 1));
-  ASSIGN_OR_RETURN(const double twice, bench.Seconds(many, 2));
+  const int32_t many = 2 * request.top_k();
+  Product products[] = {{1, 1, 0}, {many, 1, 0}, {many, 2, 0}};
+  clock->SleepUntil(begin);
+  RETURN_IF_ERROR(bench.Run(products));
+  const double one = products[0].seconds, all = products[1].seconds;
   const double slice = std::max((all - one) / (many - 1), all / many / 4);
   reply->set_expert_call_s(std::max(one - slice, 0.0));
   reply->set_expert_bytes_per_s(bench.SliceBytes() / std::max(slice, 1e-9));
-  reply->set_expert_row_share(std::max((twice - all) / (slice * many), 0.0));
+  reply->set_expert_row_share(
+      std::max((products[2].seconds - all) / (slice * many), 0.0));
   return absl::OkStatus();
 }
 
@@ -174,12 +203,14 @@ absl::StatusOr<v1::MeasureReply> Measure(const v1::MeasureRequest& request,
                                          int32_t threads,
                                          int32_t spin_us,
                                          Clock* clock) {
-  if (request.hidden() != 0) RETURN_IF_ERROR(Check(request));
+  RETURN_IF_ERROR(Check(request));
+  const absl::Time begin =
+      clock->Now() + absl::Seconds(request.begin_after_s());
   ThreadPool pool(threads, spin_us);
   v1::MeasureReply reply;
   reply.set_memory_bytes_per_s(MemoryReadRate(&pool, clock));
   if (request.hidden() != 0) {
-    RETURN_IF_ERROR(MeasureExperts(request, &pool, clock, &reply));
+    RETURN_IF_ERROR(MeasureExperts(request, begin, &pool, clock, &reply));
   }
   return reply;
 }

@@ -29,6 +29,8 @@ using cluster::LinkSpeed;
 using transport::GrpcTransport;
 
 constexpr int32_t kContext = 16384;  // of the memory check
+// Until every worker has filled its buffers and read memory.
+constexpr double kBeginAfter_s = 2;
 constexpr absl::Duration kOpenInterval = absl::Milliseconds(1);
 
 class Examination {
@@ -261,6 +263,7 @@ void Examination::MeasureWorkers() {
     request.set_hidden(shape_.hidden_size);
     request.set_width(width_);
     request.set_top_k(shape_.num_experts_per_tok);
+    request.set_begin_after_s(kBeginAfter_s);
     request.set_weights(shape_.fp8 ? "fp8" : "bf16");
   }
   const auto replies = cluster::MeasureWorkers(workers, request, checkup_);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "worker/control_service.h"
 
+#include <cmath>
 #include <memory>
 #include <string>
 
@@ -221,6 +222,10 @@ TEST_F(ControlServiceTest, MeasureRefusesSizesThatNoModelHas) {
   request.set_hidden(64);
   request.set_weights("int3");
   EXPECT_THAT(refusal(request), HasSubstr("int3"));
+  for (const double bad : {-1.0, 1e9, std::nan("")}) {
+    request.set_begin_after_s(bad);
+    EXPECT_THAT(refusal(request), HasSubstr("begin_after_s"));
+  }
 }
 
 TEST_F(ControlServiceTest, PortInUseIsNamed) {
