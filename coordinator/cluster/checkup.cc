@@ -89,6 +89,11 @@ Checkup CheckWorker(const v1::Worker& worker, const CheckupOptions& options) {
                               absl::IsInternal(out.control))) {
     out.reach =
         ExplainSilence(worker.address(), options.keys, options.deadline);
+    // It took the call and kept silent: a worker, for all that is known.
+    if (absl::IsDeadlineExceeded(out.control) &&
+        out.reach.reach == Reach::kStranger) {
+      out.reach.reach = Reach::kHangs;
+    }
   }
   return out;
 }
