@@ -101,7 +101,10 @@ absl::StatusOr<Request> RequestFromFlags() {
     ASSIGN_OR_RETURN(const auto checkpoint,
                      checkpoint::Checkpoint::Open(config.model()));
     r.shape = checkpoint->config();
-    if (format.empty()) format = r.shape.fp8 ? "fp8" : "bf16";
+    if (format.empty()) {
+      format =
+          std::string(planner::Name(planner::FormatOf(r.shape.quantisation)));
+    }
   } else {
     ASSIGN_OR_RETURN(r.shape, planner::ShapeOf(shape));
   }
