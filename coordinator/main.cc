@@ -6,6 +6,7 @@
 #include "coordinator/cli/chat.h"
 #include "coordinator/cli/command.h"
 #include "coordinator/cli/plan.h"
+#include "coordinator/cli/quantize.h"
 #include "coordinator/cli/serve.h"
 
 int main(int argc, char** argv) {
@@ -13,6 +14,7 @@ int main(int argc, char** argv) {
   const std::array commands = {cli::ServeCommand(),
                                cli::ChatCommand(),
                                cli::PlanCommand(),
+                               cli::QuantizeCommand(),
                                cli::BenchDecodeCommand(),
                                cli::BenchExchangeCommand()};
   return cli::Dispatch("conclave", commands, argc, argv);
