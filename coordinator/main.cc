@@ -7,6 +7,7 @@
 #include "coordinator/cli/command.h"
 #include "coordinator/cli/doctor.h"
 #include "coordinator/cli/plan.h"
+#include "coordinator/cli/quantize.h"
 #include "coordinator/cli/serve.h"
 
 int main(int argc, char** argv) {
@@ -15,6 +16,7 @@ int main(int argc, char** argv) {
                                cli::ChatCommand(),
                                cli::PlanCommand(),
                                cli::DoctorCommand(),
+                               cli::QuantizeCommand(),
                                cli::BenchDecodeCommand(),
                                cli::BenchExchangeCommand()};
   return cli::Dispatch("conclave", commands, argc, argv);

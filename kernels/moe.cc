@@ -32,44 +32,15 @@ void CheckEntries(const ExpertEntries& entries, int32_t slices, int64_t rows) {
   }
 }
 
-WeightView Stacked(DType dtype,
-                   const void* data,
-                   int64_t rows,
-                   int64_t cols,
-                   const void* scales,
-                   int32_t block) {
-  WeightView out{.data = data,
-                 .dtype = dtype,
-                 .rows = rows,
-                 .cols = cols,
-                 .row_stride = cols};
-  if (dtype != DType::kF8E4M3) return out;
-  out.dtype = DType::kU8;
-  out.packing = Packing::kFp8Block;
-  out.group = block;
-  out.scales = scales;
-  out.scale_stride = Fp8Blocks(cols);
-  return out;
-}
-
 }  // namespace
 
 ShardLayerWeights ViewOf(const StackedExperts& e) {
   return {.slices = e.slices,
           .width = e.width,
           .hidden = e.hidden,
-          .gate_up = Stacked(e.dtype,
-                             e.gate_up,
-                             int64_t{2} * e.slices * e.width,
-                             e.hidden,
-                             e.gate_up_scales,
-                             e.up_block),
-          .down = Stacked(e.dtype,
-                          e.down,
-                          int64_t{1} * e.slices * e.hidden,
-                          e.width,
-                          e.down_scales,
-                          e.down_block)};
+          .gate = ViewOf(e.gate),
+          .up = ViewOf(e.up),
+          .down = ViewOf(e.down)};
 }
 
 absl::Status Route(const Context& context,
@@ -103,7 +74,8 @@ absl::Status ExpertFfn(const Context& context,
                        int64_t rows,
                        std::span<float> out) {
   const int64_t slices = weights.slices;
-  CheckWeightOf(weights.gate_up, slices * 2 * weights.width, weights.hidden);
+  CheckWeightOf(weights.gate, slices * weights.width, weights.hidden);
+  CheckWeightOf(weights.up, slices * weights.width, weights.hidden);
   CheckWeightOf(weights.down, slices * weights.hidden, weights.width);
   CONCLAVE_CHECK(HasSize(x.size(), rows, weights.hidden));
   CONCLAVE_CHECK_EQ(x.size(), out.size());

@@ -23,14 +23,13 @@ absl::Status Route(const Context& context,
                    std::span<float> weights);
 
 // The slices of one shard and layer, stacked. For slice s: rows
-// [2 * width * s, +width) of gate_up are the gate's, the next width the up's;
-// rows [hidden * s, +hidden) of down, cols = width.
+// [width * s, +width) of gate and up, [hidden * s, +hidden) of down.
 struct ShardLayerWeights {
   int32_t slices = 0;
   int32_t width = 0;
   int32_t hidden = 0;
-  WeightView gate_up;  // [slices * 2 * width, hidden]
-  WeightView down;     // [slices * hidden, width]
+  WeightView gate, up;  // [slices * width, hidden]
+  WeightView down;      // [slices * hidden, width]
 };
 
 // Views of the memory that holds them.

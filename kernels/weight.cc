@@ -71,6 +71,27 @@ const void* Advance(const void* from, int64_t elements) {
 
 }  // namespace
 
+WeightView ViewOf(const StoredWeight& weight) {
+  const WeightLayout& layout = weight.layout;
+  WeightView out{.data = weight.data,
+                 .dtype = layout.dtype,
+                 .rows = layout.rows,
+                 .cols = layout.cols,
+                 .row_stride = layout.cols};
+  if (layout.dtype != DType::kF8E4M3 && layout.dtype != DType::kU32) return out;
+  out.packing =
+      layout.dtype == DType::kU32 ? Packing::kAffine : Packing::kFp8Block;
+  out.dtype = DType::kU8;
+  out.row_stride = static_cast<int64_t>(layout.row_bytes());
+  out.bits = layout.bits;
+  out.group = layout.group;
+  out.scale_dtype = layout.scale_dtype;
+  out.scales = weight.scales;
+  out.biases = weight.biases;
+  out.scale_stride = layout.scale_stride();
+  return out;
+}
+
 WeightView Rows(const WeightView& w, int64_t begin, int64_t count) {
   WeightView out = w;
   out.data = static_cast<const char*>(w.data) +

@@ -5,6 +5,7 @@
 #include <span>
 
 #include "common/dtype.h"
+#include "common/weight_layout.h"
 
 namespace conclave::kernels {
 
@@ -37,6 +38,9 @@ struct WeightView {
   int64_t scale_stride = 0;      // elements from one row of scales to the next
   int64_t first_row = 0;         // kFp8Block: of the tensor, where data begins
 };
+
+// The view of a weight in memory.
+WeightView ViewOf(const StoredWeight& weight);
 
 // Rows [begin, begin + count).
 WeightView Rows(const WeightView& w, int64_t begin, int64_t count);

@@ -190,12 +190,10 @@ absl::StatusOr<Buffer> ExpertRunner::Run(const ExpertRequest& request) {
         sums.emplace_back(rows.size() * static_cast<size_t>(request.hidden) *
                           SizeOf(reply.dtype));
     if (!rows.empty()) {
-      ASSIGN_OR_RETURN(const std::span<const float> partial,
-                       RunShard(context_,
-                                kernels::ViewOf(layer.Stacked(request.hidden)),
-                                entries,
-                                x,
-                                rows));
+      ASSIGN_OR_RETURN(
+          const std::span<const float> partial,
+          RunShard(
+              context_, kernels::ViewOf(layer.Stacked()), entries, x, rows));
       WriteRows(partial, reply.dtype, sum.data());
     }
     reply.shards.push_back(

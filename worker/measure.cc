@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <numeric>
 #include <span>
+#include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -14,6 +16,7 @@
 #include "common/stacked_experts.h"
 #include "common/status_macros.h"
 #include "common/thread_pool.h"
+#include "common/weight_layout.h"
 #include "kernels/context.h"
 #include "kernels/moe.h"
 
@@ -24,7 +27,8 @@ constexpr uint64_t kWeightBytesMax = uint64_t{256} << 20;
 constexpr absl::Duration kMeasureFor = absl::Milliseconds(1200);
 constexpr double kBeginAfterMax_s = 10;
 constexpr size_t kRoundsMin = 5;
-constexpr int32_t kBlock = 128;  // of FP8 scales
+constexpr int64_t kFp8Rows = 128, kGptqGroup = 128, kMlxGroup = 64;
+constexpr int32_t kGroupMin = 32;
 // Patterns of small numbers: the time of a product depends on no value, as
 // long as none is denormal or NaN.
 constexpr auto kWeightByte = std::byte{0x3c};  // bf16 0.0115, e4m3 1.5
@@ -51,17 +55,76 @@ absl::Status Check(const v1::MeasureRequest& r) {
                      r.top_k(),
                      " are the sizes of no model"));
   }
-  if (r.weights().empty() || r.weights() == "bf16" || r.weights() == "fp8") {
-    return absl::OkStatus();
+  return absl::OkStatus();
+}
+
+// How a format stores a linear of so many columns, stacked to `rows` rows of
+// which `of_slice` belong to one slice.
+absl::StatusOr<WeightLayout> LayoutOf(const std::string& format,
+                                      int64_t rows,
+                                      int64_t of_slice,
+                                      int64_t cols) {
+  WeightLayout layout{.dtype = DType::kBF16, .rows = rows, .cols = cols};
+  const bool gptq = format == "gptq-int4";
+  if (format == "fp8") {
+    layout.dtype = DType::kF8E4M3;
+    layout.group = static_cast<int32_t>(std::gcd(kFp8Rows, of_slice));
+  } else if (gptq || (format.starts_with("mlx") && format.size() == 4)) {
+    layout.dtype = DType::kU32;
+    layout.bits = gptq ? 4 : format[3] - '0';
+    layout.group =
+        static_cast<int32_t>(std::gcd(gptq ? kGptqGroup : kMlxGroup, cols));
+    layout.scale_dtype = gptq ? DType::kF16 : DType::kBF16;
+    layout.biases = !gptq;
+    constexpr std::string_view kBits = "34568";
+    if (kBits.find(static_cast<char>('0' + layout.bits)) == kBits.npos ||
+        layout.group % kGroupMin != 0) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "measure: weights '", format, "' with ", cols, " columns"));
+    }
+  } else if (!format.empty() && format != "bf16") {
+    return absl::InvalidArgumentError(
+        absl::StrCat("measure: weights '", format, "' are unknown"));
   }
-  return absl::InvalidArgumentError(
-      absl::StrCat("measure: weights '", r.weights(), "'; bf16 or fp8"));
+  return layout;
 }
 
 Buffer Filled(uint64_t size, std::byte value) {
   Buffer buffer(size);
   std::fill(buffer.bytes().begin(), buffer.bytes().end(), value);
   return buffer;
+}
+
+// Memory of one stacked linear.
+class Made {
+ public:
+  explicit Made(const WeightLayout& layout)
+      : layout_(layout),
+        data_(Filled(layout.data_bytes(), kWeightByte)),
+        scales_(Filled(layout.scale_bytes(), kScaleByte)),
+        biases_(Filled(layout.bias_bytes(), kScaleByte)) {}
+  StoredWeight view() const {
+    return {layout_, data_.data(), scales_.data(), biases_.data()};
+  }
+  uint64_t bytes() const { return layout_.bytes(); }
+
+ private:
+  WeightLayout layout_;
+  Buffer data_, scales_, biases_;
+};
+
+// The three linears of so many slices.
+absl::StatusOr<std::vector<Made>> MakeExperts(const v1::MeasureRequest& r,
+                                              int64_t slices) {
+  std::vector<Made> made;
+  for (const auto& [rows, cols] : {std::pair(r.width(), r.hidden()),
+                                   {r.width(), r.hidden()},
+                                   {r.hidden(), r.width()}}) {
+    ASSIGN_OR_RETURN(const WeightLayout layout,
+                     LayoutOf(r.weights(), slices * rows, rows, cols));
+    made.emplace_back(layout);
+  }
+  return made;
 }
 
 struct Product {
@@ -74,38 +137,18 @@ struct Product {
 class Bench {
  public:
   Bench(const v1::MeasureRequest& request,
-        int32_t sets,
+        int32_t slices,
+        std::vector<Made> made,
         ThreadPool* pool,
         Clock* clock)
-      : top_k_(request.top_k()), clock_(clock) {
+      : clock_(clock), made_(std::move(made)) {
     context_ = {kernels::Backend::kCpu, pool, &workspace_};
-    experts_.slices = sets * top_k_;
-    experts_.width = request.width();
-    experts_.hidden = request.hidden();
-    experts_.dtype = request.weights() == "fp8" ? DType::kF8E4M3 : DType::kBF16;
-    const uint64_t elements = static_cast<uint64_t>(experts_.slices) *
-                              request.width() * request.hidden();
-    up_ = Filled(2 * elements * SizeOf(experts_.dtype), kWeightByte);
-    down_ = Filled(elements * SizeOf(experts_.dtype), kWeightByte);
-    experts_.gate_up = up_.data();
-    experts_.down = down_.data();
-    if (experts_.dtype != DType::kF8E4M3) return;
-    experts_.up_block = std::gcd(kBlock, request.width());
-    experts_.down_block = std::gcd(kBlock, request.hidden());
-    const auto scales = [this](int64_t rows, int64_t block, int64_t columns) {
-      return Filled(static_cast<uint64_t>(rows / block *
-                                          ((columns + kBlock - 1) / kBlock)) *
-                        2,
-                    kScaleByte);
-    };
-    up_scales_ = scales(int64_t{2} * experts_.slices * experts_.width,
-                        experts_.up_block,
-                        experts_.hidden);
-    down_scales_ = scales(int64_t{1} * experts_.slices * experts_.hidden,
-                          experts_.down_block,
-                          experts_.width);
-    experts_.gate_up_scales = up_scales_.data();
-    experts_.down_scales = down_scales_.data();
+    experts_ = {.slices = slices,
+                .width = request.width(),
+                .hidden = request.hidden(),
+                .gate = made_[0].view(),
+                .up = made_[1].view(),
+                .down = made_[2].view()};
   }
 
   // Mean seconds of products of each shape, in turn, so that what disturbs one
@@ -128,7 +171,9 @@ class Bench {
   }
 
   double SliceBytes() const {
-    return 3.0 * experts_.width * experts_.hidden * SizeOf(experts_.dtype);
+    uint64_t bytes = 0;
+    for (const Made& one : made_) bytes += one.bytes();
+    return static_cast<double>(bytes) / experts_.slices;
   }
 
  private:
@@ -155,12 +200,11 @@ class Bench {
                               out_);
   }
 
-  const int32_t top_k_;
   Clock* const clock_;
   kernels::Workspace workspace_;
   kernels::Context context_;
   StackedExperts experts_;
-  Buffer up_, down_, up_scales_, down_scales_;
+  std::vector<Made> made_;
   std::vector<int32_t> slice_, row_;
   std::vector<float> weight_, x_, out_;
   int32_t next_ = 0;  // slice
@@ -180,10 +224,13 @@ absl::Status MeasureExperts(const v1::MeasureRequest& request,
                      2 * request.top_k(),
                      " experts"));
   }
-  const auto sets = static_cast<int32_t>(std::min<uint64_t>(
-      room / set,
-      limits::kExpertsMax / static_cast<uint64_t>(request.top_k())));
-  Bench bench(request, std::max(sets, 1), pool, clock);
+  const auto slices =
+      static_cast<int32_t>(std::min<uint64_t>(
+          room / set,
+          limits::kExpertsMax / static_cast<uint64_t>(request.top_k()))) *
+      request.top_k();
+  ASSIGN_OR_RETURN(std::vector<Made> made, MakeExperts(request, slices));
+  Bench bench(request, slices, std::move(made), pool, clock);
   const int32_t many = 2 * request.top_k();
   Product products[] = {{1, 1, 0}, {many, 1, 0}, {many, 2, 0}};
   clock->SleepUntil(begin);

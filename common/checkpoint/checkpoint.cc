@@ -16,6 +16,7 @@
 #include "common/checkpoint/safetensors_index.h"
 #include "common/checkpoint/strict_json.h"
 #include "common/checkpoint/tensor_list.h"
+#include "common/checkpoint/tensor_names.h"
 #include "common/limits.h"
 #include "common/status_macros.h"
 
@@ -26,68 +27,15 @@ namespace fs = std::filesystem;
 
 constexpr char kSingleFile[] = "model.safetensors";
 constexpr char kIndexFile[] = "model.safetensors.index.json";
+// Outside of the index: MLX's readers would take it for a sign of norms that
+// are not folded.
+constexpr char kMtpFile[] = "mtp/weights.safetensors";
 constexpr size_t kFilesMax = 4096;
 constexpr size_t kPieceBytes = size_t{1} << 20;
 
 bool Exists(const fs::path& path) {
   std::error_code ignored;
   return fs::exists(path, ignored);
-}
-
-bool StartsWith(std::string_view text, std::string_view prefix) {
-  return text.substr(0, prefix.size()) == prefix;
-}
-
-// Parts of a multimodal checkpoint that the language model does not need.
-bool IsVision(std::string_view name) {
-  return StartsWith(name, "model.visual.") || StartsWith(name, "visual.") ||
-         StartsWith(name, "vision_tower.");
-}
-
-// What stands before the language model's tensors, and what stands before
-// lm_head and mtp; the three spellings in use.
-struct Prefix {
-  std::string_view model;
-  std::string_view top;
-};
-constexpr Prefix kPrefixes[] = {
-    {"model.language_model.", ""},
-    {"language_model.model.", "language_model."},
-    {"model.", ""},
-};
-
-std::string Canonical(const std::string& name, const Prefix& prefix) {
-  if (StartsWith(name, prefix.model)) return name.substr(prefix.model.size());
-  for (std::string_view top : {prefix.top, std::string_view()}) {
-    if (!StartsWith(name, top)) continue;
-    const std::string rest = name.substr(top.size());
-    if (rest == "lm_head.weight" || StartsWith(rest, "mtp.")) return rest;
-  }
-  return "";
-}
-
-std::string ShapeText(const TensorView& tensor) {
-  return absl::StrCat(std::string(Name(tensor.dtype)),
-                      " [",
-                      absl::StrJoin(tensor.shape, ", "),
-                      "]");
-}
-
-// What is wrong with a tensor's dtype; empty: nothing.
-std::string WantedDType(TensorKind kind, DType dtype) {
-  switch (kind) {
-    case TensorKind::kFloat:
-      if (dtype == DType::kBF16 || dtype == DType::kF32) return "";
-      return dtype == DType::kF8E4M3 ? absl::StrCat("has no scales (",
-                                                    std::string(kScaleSuffix),
-                                                    " behind its name)")
-                                     : "only BF16 and F32 are supported";
-    case TensorKind::kFp8:
-      return dtype == DType::kF8E4M3 ? "" : "it has scales, so F8_E4M3 is due";
-    case TensorKind::kScales:
-      return dtype == DType::kBF16 ? "" : "scales are BF16";
-  }
-  return "";
 }
 
 }  // namespace
@@ -210,7 +158,7 @@ absl::Status Checkpoint::Impl::CheckIndex(const WeightMap& index) const {
 }
 
 absl::StatusOr<Prefix> Checkpoint::Impl::FindPrefix() const {
-  for (const Prefix& prefix : kPrefixes) {
+  for (const Prefix& prefix : Prefixes()) {
     const std::string name =
         absl::StrCat(std::string(prefix.model), "norm.weight");
     for (const auto& [path, file] : files) {
@@ -248,10 +196,9 @@ absl::Status Checkpoint::Impl::CheckTensor(const ExpectedTensor& expected,
                                            const Prefix& prefix) const {
   const auto at = tensors.find(expected.name);
   if (at == tensors.end()) {
-    const bool top =
-        expected.name == "lm_head.weight" || StartsWith(expected.name, "mtp.");
     const std::string full = absl::StrCat(
-        std::string(top ? prefix.top : prefix.model), expected.name);
+        std::string(IsTop(expected.name) ? prefix.top : prefix.model),
+        expected.name);
     return absl::InvalidArgumentError(
         absl::StrCat(list_file,
                      ": tensor ",
@@ -261,26 +208,21 @@ absl::Status Checkpoint::Impl::CheckTensor(const ExpectedTensor& expected,
                      "] is missing"));
   }
   const TensorView& tensor = at->second;
-  if (tensor.shape != expected.shape) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(tensor.file,
-                     ": tensor ",
-                     Quoted(tensor.name),
-                     ": is ",
-                     ShapeText(tensor),
-                     ", but config.json asks for shape [",
-                     absl::StrJoin(expected.shape, ", "),
-                     "]"));
-  }
+  const auto bad = [&](const std::string& but) {
+    return absl::InvalidArgumentError(absl::StrCat(tensor.file,
+                                                   ": tensor ",
+                                                   Quoted(tensor.name),
+                                                   ": is ",
+                                                   ShapeText(tensor),
+                                                   ", but ",
+                                                   but));
+  };
   const std::string wanted = WantedDType(expected.kind, tensor.dtype);
-  if (wanted.empty()) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat(tensor.file,
-                                                 ": tensor ",
-                                                 Quoted(tensor.name),
-                                                 ": is ",
-                                                 ShapeText(tensor),
-                                                 ", but ",
-                                                 wanted));
+  if (!wanted.empty()) return bad(wanted);
+  if (tensor.shape == expected.shape) return absl::OkStatus();
+  return bad(absl::StrCat("config.json asks for shape [",
+                          absl::StrJoin(expected.shape, ", "),
+                          "]"));
 }
 
 absl::Status Checkpoint::Impl::CheckTensors() const {
@@ -288,7 +230,7 @@ absl::Status Checkpoint::Impl::CheckTensors() const {
   bool with_mtp = false;
   if (config.mtp_num_hidden_layers > 0) {
     for (const auto& [name, tensor] : tensors) {
-      with_mtp = with_mtp || StartsWith(name, "mtp.");
+      with_mtp = with_mtp || name.starts_with("mtp.");
     }
   }
   std::set<std::string> known;
@@ -321,6 +263,9 @@ absl::StatusOr<std::unique_ptr<Checkpoint>> Checkpoint::Open(
   impl->folder = folder;
   RETURN_IF_ERROR(impl->ReadConfig());
   RETURN_IF_ERROR(impl->OpenFiles());
+  if (Exists(impl->Path(kMtpFile))) {
+    RETURN_IF_ERROR(impl->OpenFile(kMtpFile));
+  }
   RETURN_IF_ERROR(impl->NameTensors());
   RETURN_IF_ERROR(impl->CheckTensors());
   return std::unique_ptr<Checkpoint>(new Checkpoint(std::move(impl)));
@@ -330,6 +275,10 @@ const ModelConfig& Checkpoint::config() const { return impl_->config; }
 const std::string& Checkpoint::folder() const { return impl_->folder; }
 uint64_t Checkpoint::total_tensor_bytes() const {
   return impl_->total_tensor_bytes;
+}
+
+bool Checkpoint::folded_norms() const {
+  return IsMlx([&](std::string_view name) { return Has(name); });
 }
 
 bool Checkpoint::Has(std::string_view name) const {

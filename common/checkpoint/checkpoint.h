@@ -26,8 +26,9 @@ struct TensorView {
   uint64_t file_offset = 0;
 };
 
-// A folder with config.json and safetensors (one file or sharded by an index),
-// memory-mapped read-only. Immutable after Open; thread-safe.
+// A folder with config.json and safetensors (one file or sharded by an index;
+// the MTP block may stand apart in mtp/weights.safetensors), memory-mapped
+// read-only. Immutable after Open; thread-safe.
 class Checkpoint {
  public:
   // Reads headers only. Every bound is checked before use: header length,
@@ -46,6 +47,9 @@ class Checkpoint {
   // "embed_tokens.weight"; "lm_head.weight" and "mtp.*" stand without prefix.
   absl::StatusOr<TensorView> Find(std::string_view name) const;
   bool Has(std::string_view name) const;
+
+  // MLX layout: zero-centred norms have 1 added already.
+  bool folded_norms() const;
 
   // Copies a BF16 or F32 tensor into float32.
   absl::StatusOr<std::vector<float>> ReadFloats(std::string_view name) const;

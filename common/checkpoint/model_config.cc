@@ -7,6 +7,7 @@
 #include <array>
 #include <boost/json/array.hpp>
 #include <cmath>
+#include <numeric>
 #include <utility>
 
 #include "absl/strings/escaping.h"
@@ -55,49 +56,6 @@ void CheckKnown(const json::object& object,
                            absl::StrJoin(unknown, ", "),
                            "; a key that changes what the model computes must "
                            "not be skipped, so each one has to be known"));
-}
-
-std::string QuantMethod(const json::value& value) {
-  const json::object* object = value.if_object();
-  if (!object) return "of unknown kind";
-  for (const char* key : {"quant_method", "mode"}) {
-    const json::value* method = object->if_contains(key);
-    if (method && method->is_string()) {
-      return Quoted({method->get_string().data(), method->get_string().size()});
-    }
-  }
-  if (object->contains("bits")) return "\"mlx\"";
-  return "of unknown kind";
-}
-
-// docs/qwen3.5-moe 2.4. Which modules are not converted shows in the tensors.
-void ReadFp8(const json::object& object, JsonFields& fields) {
-  CheckKnown(object, kFp8Keys, /*bookkeeping=*/false, fields);
-  fields.MustBe("fmt", "e4m3");
-  if (!fields.Require("weight_block_size")) return;
-  fields.MustBe("weight_block_size", json::array{kFp8Block, kFp8Block});
-  if (!fields.Has("activation_scheme")) return;
-  fields.MustBe("activation_scheme", "dynamic");
-}
-
-// Sets `fp8` where the object says so; other formats are refused by name.
-void ReadQuantisation(JsonFields& fields, const std::string& file, bool* fp8) {
-  for (const char* key : {"quantization_config", "quantization"}) {
-    if (const json::value* value = fields.Get(key)) {
-      if (QuantMethod(*value) == "\"fp8\"") {
-        JsonFields nested(*value->if_object(), file, fields.Name(key));
-        ReadFp8(*value->if_object(), nested);
-        fields.Adopt(nested.status());
-        *fp8 = true;
-        continue;
-      }
-      fields.Unsupported(key,
-                         absl::StrCat("quantisation ",
-                                      QuantMethod(*value),
-                                      " is not supported; use the BF16 or "
-                                      "FP8 checkpoint of this model"));
-    }
-  }
 }
 
 void CheckModelType(JsonFields& fields, bool nested_text) {
@@ -302,13 +260,30 @@ std::string Sha256Hex(std::string_view bytes) {
       {reinterpret_cast<const char*>(digest.data()), digest.size()});
 }
 
-// Columns of an expert that move together.
+// Columns of an expert that move together: those of one scale of down_proj.
 int32_t ColumnMultiple(const ModelConfig& c) {
   constexpr int32_t kFloat = 16;
-  if (!c.fp8) return kFloat;
-  // Experts that are no whole number of blocks stay whole.
-  return c.moe_intermediate_size % kFp8Block == 0 ? kFp8Block
-                                                  : c.moe_intermediate_size;
+  int32_t multiple = kFloat;
+  switch (c.quantisation.format) {
+    case QuantFormat::kNone:
+      return kFloat;
+    case QuantFormat::kFp8:
+      multiple = kFp8Block;
+      break;
+    case QuantFormat::kGptq:
+      multiple = c.quantisation.affine.group;
+      break;
+    case QuantFormat::kMlx:
+      for (int32_t i = 0; i < c.num_hidden_layers; ++i) {
+        const AffineFormat down = c.quantisation.Of(
+            absl::StrCat("layers.", i, ".mlp.switch_mlp.down_proj"));
+        if (down.bits > 0) multiple = std::lcm(multiple, down.group);
+      }
+      break;
+  }
+  // Experts that are no whole number of scales stay whole.
+  const int32_t whole = c.moe_intermediate_size;
+  return whole % multiple == 0 ? multiple : whole;
 }
 
 }  // namespace
@@ -333,7 +308,7 @@ absl::StatusOr<ModelConfig> ParseModelConfig(std::string_view text,
   const json::object* model = outer;
   JsonFields top(*outer, file, "");
   ModelConfig config;
-  ReadQuantisation(top, file, &config.fp8);
+  ReadQuantisation(top, file, &config.quantisation);
   CheckModelType(top, /*nested_text=*/false);
   const bool nested = top.Has("text_config");
   if (nested) {
@@ -345,7 +320,7 @@ absl::StatusOr<ModelConfig> ParseModelConfig(std::string_view text,
   RETURN_IF_ERROR(top.status());
 
   JsonFields fields(*model, file, nested ? "text_config" : "");
-  ReadQuantisation(fields, file, &config.fp8);
+  ReadQuantisation(fields, file, &config.quantisation);
   if (nested) CheckModelType(fields, /*nested_text=*/true);
   ReadSizes(fields, config);
   CheckRelations(fields, config);

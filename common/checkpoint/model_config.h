@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "common/checkpoint/quantisation.h"
 #include "common/slices.h"
 
 namespace conclave::checkpoint {
@@ -38,8 +39,7 @@ struct ModelConfig {
   int32_t moe_intermediate_size = 0;
   int32_t shared_expert_intermediate_size = 0;
 
-  // Linears may be float8 e4m3 with a scale per block of 128 x 128.
-  bool fp8 = false;
+  Quantisation quantisation;
 
   int32_t mtp_num_hidden_layers = 0;
   std::vector<int32_t> eos_token_ids;  // generation_config.json, else config

@@ -50,14 +50,6 @@ inline constexpr std::array kModelKeys = {
 };
 
 // Fields of the outer object of a multimodal checkpoint.
-inline constexpr std::array kFp8Keys = {
-    "quant_method",
-    "fmt",
-    "activation_scheme",
-    "weight_block_size",
-    "modules_to_not_convert",
-};
-
 inline constexpr std::array kOuterKeys = {
     "model_type",
     "text_config",

@@ -1,22 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "common/checkpoint/shard_weights.h"
 
-#include <algorithm>
-#include <cstring>
-#include <numeric>
 #include <span>
 #include <string>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "common/checkpoint/fp8.h"
+#include "common/checkpoint/linear.h"
 #include "common/status_macros.h"
 
 namespace conclave::checkpoint {
 namespace {
-
-// Rows that are cut in width are read whole, this many bytes at a time.
-constexpr size_t kPieceBytes = size_t{1} << 20;
 
 absl::Status Check(const ModelConfig& config, const Shard& shard) {
   const auto bad = [&](const Slice& slice, const std::string& why) {
@@ -45,140 +39,50 @@ absl::Status Check(const ModelConfig& config, const Shard& shard) {
   return absl::OkStatus();
 }
 
-// One projection of one expert inside a tensor, fused or its own:
-// [rows, cols] from element `offset` on.
-struct Matrix {
-  TensorView tensor;
-  uint64_t offset = 0;
-  int64_t rows = 0;
-  int64_t cols = 0;
-  std::string name;  // without prefix; of FP8 weights, which have scales
+std::string MlpOf(LayerId layer) {
+  return absl::StrCat("layers.", Index(layer), ".mlp.");
+}
+
+// The three parts of a slice, and how each will lie in memory.
+struct SliceParts {
+  Expert expert;
+  Cut rows;     // of gate and up
+  Cut columns;  // of down
+  WeightLayout gate, up, down;
 };
 
-// gate, up: [intermediate, hidden]; down: [hidden, intermediate].
-struct Expert {
-  Matrix gate, up, down;
-};
-
-absl::StatusOr<Expert> FindExpert(const Checkpoint& checkpoint,
-                                  LayerId layer,
-                                  ExpertId expert) {
+absl::StatusOr<SliceParts> FindParts(const Checkpoint& checkpoint,
+                                     const Slice& slice) {
+  SliceParts out;
   const int64_t hidden = checkpoint.config().hidden_size;
-  const int64_t width = checkpoint.config().moe_intermediate_size;
-  const uint64_t size = static_cast<uint64_t>(hidden) * width;
-  const uint64_t e = Index(expert);
-  const std::string at = absl::StrCat("layers.", Index(layer), ".mlp.experts.");
-  if (checkpoint.Has(at + "gate_up_proj")) {
-    ASSIGN_OR_RETURN(const TensorView both,
-                     checkpoint.Find(at + "gate_up_proj"));
-    ASSIGN_OR_RETURN(const TensorView down, checkpoint.Find(at + "down_proj"));
-    return Expert{.gate = {both, 2 * e * size, width, hidden, ""},
-                  .up = {both, (2 * e + 1) * size, width, hidden, ""},
-                  .down = {down, e * size, hidden, width, ""}};
-  }
-  const std::string own = absl::StrCat(at, e, ".");
-  ASSIGN_OR_RETURN(const TensorView gate,
-                   checkpoint.Find(own + "gate_proj.weight"));
-  ASSIGN_OR_RETURN(const TensorView up,
-                   checkpoint.Find(own + "up_proj.weight"));
-  ASSIGN_OR_RETURN(const TensorView down,
-                   checkpoint.Find(own + "down_proj.weight"));
-  return Expert{.gate = {gate, 0, width, hidden, own + "gate_proj.weight"},
-                .up = {up, 0, width, hidden, own + "up_proj.weight"},
-                .down = {down, 0, hidden, width, own + "down_proj.weight"}};
+  ASSIGN_OR_RETURN(out.expert,
+                   FindExpert(checkpoint, MlpOf(slice.layer), slice.expert));
+  out.rows = {slice.begin, slice.end, 0, hidden};
+  out.columns = {0, hidden, slice.begin, slice.end};
+  constexpr bool kStacked = true;
+  ASSIGN_OR_RETURN(out.gate, LayoutOf(out.expert.gate, out.rows, kStacked));
+  ASSIGN_OR_RETURN(out.up, LayoutOf(out.expert.up, out.rows, kStacked));
+  ASSIGN_OR_RETURN(out.down, LayoutOf(out.expert.down, out.columns, kStacked));
+  return out;
 }
 
-// Part of a matrix: rows [first, first + rows), columns [begin, end).
-struct Cut {
-  int64_t first = 0, rows = 0;
-  int64_t begin = 0, end = 0;
-  int64_t block = 0;  // rows that share a scale in what is held
-};
-
-absl::Status ReadRows(const Checkpoint& checkpoint,
-                      const Matrix& matrix,
-                      const Slice& slice,
-                      std::span<std::byte> out) {
-  const uint64_t element =
-      matrix.offset + static_cast<uint64_t>(slice.begin) * matrix.cols;
-  return checkpoint.ReadBytes(
-      matrix.tensor, element * SizeOf(matrix.tensor.dtype), out);
-}
-
-absl::Status ReadColumns(const Checkpoint& checkpoint,
-                         const Matrix& matrix,
-                         const Slice& slice,
-                         std::vector<std::byte>& piece,
-                         std::span<std::byte> out) {
-  const size_t size = SizeOf(matrix.tensor.dtype);
-  const uint64_t begin = matrix.offset * size;
-  if (slice.width() == matrix.cols) {
-    return checkpoint.ReadBytes(matrix.tensor, begin, out);
-  }
-  const size_t row_bytes = matrix.cols * size;
-  const size_t out_bytes = slice.width() * size;
-  const int64_t step =
-      std::max<int64_t>(1, static_cast<int64_t>(kPieceBytes / row_bytes));
-  for (int64_t row = 0; row < matrix.rows; row += step) {
-    const size_t rows = std::min(step, matrix.rows - row);
-    piece.resize(rows * row_bytes);
-    RETURN_IF_ERROR(checkpoint.ReadBytes(
-        matrix.tensor, begin + static_cast<uint64_t>(row) * row_bytes, piece));
-    for (size_t i = 0; i < rows; ++i) {
-      std::memcpy(out.data() + (row + i) * out_bytes,
-                  piece.data() + i * row_bytes + slice.begin * size,
-                  out_bytes);
-    }
-  }
-  return absl::OkStatus();
-}
-
-// Scales of rows [first, first + rows) and columns [begin, end) of an FP8
-// matrix, a row of them per `block` rows.
-absl::Status ReadScales(const Checkpoint& checkpoint,
-                        const Matrix& matrix,
-                        const Cut& cut,
-                        std::byte* out) {
-  ASSIGN_OR_RETURN(const std::vector<uint16_t> all,
-                   ReadFp8Scales(checkpoint, matrix.name));
-  const int64_t stride = Fp8Blocks(matrix.cols);
-  const int64_t begin = cut.begin / kFp8Block;
-  const size_t bytes = (Fp8Blocks(cut.end) - begin) * sizeof(uint16_t);
-  for (int64_t row = 0; row < cut.rows; row += cut.block, out += bytes) {
-    const int64_t from = (cut.first + row) / kFp8Block * stride + begin;
-    std::memcpy(out, all.data() + from, bytes);
-  }
-  return absl::OkStatus();
+StackedWeight Room(const WeightLayout& each, size_t slices) {
+  return {.each = each,
+          .data = Buffer(slices * each.data_bytes()),
+          .scales = Buffer(slices * each.scale_bytes()),
+          .biases = Buffer(slices * each.bias_bytes())};
 }
 
 class Loader {
  public:
   Loader(const Checkpoint& checkpoint, const LoadProgressFn& progress)
-      : checkpoint_(checkpoint),
-        hidden_(checkpoint.config().hidden_size),
-        progress_(progress) {}
+      : checkpoint_(checkpoint), progress_(progress) {}
 
   // Sizes first, so that progress can tell the total.
   absl::Status Size(std::span<const Slice> slices) {
     for (const Slice& slice : slices) {
-      ASSIGN_OR_RETURN(const Expert expert,
-                       FindExpert(checkpoint_, slice.layer, slice.expert));
-      const TensorView& gate = expert.gate.tensor;
-      for (const Matrix* matrix : {&expert.up, &expert.down}) {
-        if (matrix->tensor.dtype != gate.dtype) {
-          return absl::InvalidArgumentError(
-              absl::StrCat(matrix->tensor.file,
-                           ": tensor ",
-                           matrix->tensor.name,
-                           ": its dtype differs from that of ",
-                           gate.name));
-        }
-      }
-      total_ += 3 * RowBytes(gate.dtype) * slice.width();
-      if (gate.dtype == DType::kF8E4M3) {
-        RETURN_IF_ERROR(CheckCut(slice));
-        total_ += 2 * UpScales(slice.width()) + DownScales(slice.width());
-      }
+      ASSIGN_OR_RETURN(const SliceParts parts, FindParts(checkpoint_, slice));
+      total_ += parts.gate.bytes() + parts.up.bytes() + parts.down.bytes();
     }
     return absl::OkStatus();
   }
@@ -187,39 +91,19 @@ class Loader {
     ShardLayer layer;
     layer.slices = static_cast<int32_t>(slices.size());
     layer.width = slices[0].width();
-    ASSIGN_OR_RETURN(
-        const Expert first,
-        FindExpert(checkpoint_, slices[0].layer, slices[0].expert));
-    layer.dtype = first.gate.tensor.dtype;
-    const size_t bytes = RowBytes(layer.dtype) * layer.width;
-    layer.gate_up = Buffer(2 * bytes * slices.size());
-    layer.down = Buffer(bytes * slices.size());
-    const bool fp8 = layer.dtype == DType::kF8E4M3;
-    if (fp8) PlaceScales(slices.size(), layer);
     for (size_t i = 0; i < slices.size(); ++i) {
-      layer.expert.push_back(slices[i].expert);
-      ASSIGN_OR_RETURN(
-          const Expert expert,
-          FindExpert(checkpoint_, slices[i].layer, slices[i].expert));
-      if (expert.gate.tensor.dtype != layer.dtype) {
-        return absl::InvalidArgumentError(
-            absl::StrCat(expert.gate.tensor.file,
-                         ": tensor ",
-                         expert.gate.tensor.name,
-                         ": its dtype differs from that of ",
-                         first.gate.tensor.name));
+      ASSIGN_OR_RETURN(const SliceParts parts,
+                       FindParts(checkpoint_, slices[i]));
+      if (i == 0) {
+        layer.gate = Room(parts.gate, slices.size());
+        layer.up = Room(parts.up, slices.size());
+        layer.down = Room(parts.down, slices.size());
       }
-      const auto gate_up = layer.gate_up.bytes().subspan(2 * i * bytes);
-      const auto down = layer.down.bytes().subspan(i * bytes, bytes);
-      RETURN_IF_ERROR(
-          ReadRows(checkpoint_, expert.gate, slices[i], gate_up.first(bytes)));
-      RETURN_IF_ERROR(ReadRows(
-          checkpoint_, expert.up, slices[i], gate_up.subspan(bytes, bytes)));
-      Report(2 * bytes);
-      RETURN_IF_ERROR(
-          ReadColumns(checkpoint_, expert.down, slices[i], piece_, down));
-      Report(bytes);
-      if (fp8) RETURN_IF_ERROR(LoadScales(expert, slices[i], i, layer));
+      layer.expert.push_back(slices[i].expert);
+      const Expert& e = parts.expert;
+      RETURN_IF_ERROR(Read(e.gate, parts.rows, parts.gate, i, layer.gate));
+      RETURN_IF_ERROR(Read(e.up, parts.rows, parts.up, i, layer.up));
+      RETURN_IF_ERROR(Read(e.down, parts.columns, parts.down, i, layer.down));
     }
     return layer;
   }
@@ -227,96 +111,56 @@ class Loader {
   uint64_t total() const { return total_; }
 
  private:
-  uint64_t RowBytes(DType dtype) const { return hidden_ * SizeOf(dtype); }
-
-  // Rows of a slice, and of hidden, that can share a scale.
-  int64_t UpBlock(int64_t width) const {
-    return std::gcd(int64_t{kFp8Block}, width);
-  }
-  int64_t DownBlock() const {
-    return std::gcd(int64_t{kFp8Block}, static_cast<int64_t>(hidden_));
-  }
-  // Bytes of the scales of one gate or up, and of one down.
-  uint64_t UpScales(int64_t width) const {
-    return sizeof(uint16_t) * (width / UpBlock(width)) *
-           Fp8Blocks(static_cast<int64_t>(hidden_));
-  }
-  uint64_t DownScales(int64_t width) const {
-    return sizeof(uint16_t) * (hidden_ / DownBlock()) * Fp8Blocks(width);
-  }
-
-  absl::Status CheckCut(const Slice& slice) const {
-    const int64_t whole = checkpoint_.config().moe_intermediate_size;
-    if (slice.begin % kFp8Block == 0 &&
-        (slice.end % kFp8Block == 0 || slice.end == whole)) {
-      return absl::OkStatus();
+  absl::Status Read(const Linear& linear,
+                    const Cut& cut,
+                    const WeightLayout& layout,
+                    size_t i,
+                    StackedWeight& out) {
+    if (layout != out.each) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(linear.weight.file,
+                       ": tensor ",
+                       linear.weight.name,
+                       ": its storage differs from that of the layer's "
+                       "other experts"));
     }
-    return absl::InvalidArgumentError(
-        absl::StrCat(ToString(slice),
-                     ": FP8 experts can only be cut at multiples of ",
-                     kFp8Block,
-                     " columns"));
-  }
-
-  void PlaceScales(size_t slices, ShardLayer& layer) const {
-    layer.up_block = static_cast<int32_t>(UpBlock(layer.width));
-    layer.down_block = static_cast<int32_t>(DownBlock());
-    layer.gate_up_scales = Buffer(2 * slices * UpScales(layer.width));
-    layer.down_scales = Buffer(slices * DownScales(layer.width));
-  }
-
-  // Scales of slice i, whose codes are checked too.
-  absl::Status LoadScales(const Expert& expert,
-                          const Slice& slice,
-                          size_t i,
-                          ShardLayer& layer) {
-    const auto hidden = static_cast<int64_t>(hidden_);
-    const uint64_t up = UpScales(layer.width), down = DownScales(layer.width);
-    const Cut rows{slice.begin, slice.width(), 0, hidden, layer.up_block};
-    const Cut columns{0, hidden, slice.begin, slice.end, layer.down_block};
-    std::byte* gate_up = layer.gate_up_scales.data() + 2 * i * up;
-    RETURN_IF_ERROR(ReadScales(checkpoint_, expert.gate, rows, gate_up));
-    RETURN_IF_ERROR(ReadScales(checkpoint_, expert.up, rows, gate_up + up));
-    RETURN_IF_ERROR(ReadScales(checkpoint_,
-                               expert.down,
-                               columns,
-                               layer.down_scales.data() + i * down));
-    Report(2 * up + down);
-    const uint64_t bytes = hidden_ * layer.width;
-    const auto codes = layer.gate_up.bytes().subspan(2 * i * bytes);
-    RETURN_IF_ERROR(CheckFp8Codes(codes.first(bytes), expert.gate.tensor));
-    RETURN_IF_ERROR(
-        CheckFp8Codes(codes.subspan(bytes, bytes), expert.up.tensor));
-    return CheckFp8Codes(layer.down.bytes().subspan(i * bytes, bytes),
-                         expert.down.tensor);
-  }
-
-  void Report(uint64_t bytes) {
-    done_ += bytes;
+    const auto part = [&](Buffer& buffer, uint64_t bytes) {
+      return buffer.bytes().subspan(i * bytes, bytes);
+    };
+    RETURN_IF_ERROR(ReadPart(checkpoint_,
+                             linear,
+                             cut,
+                             layout,
+                             {part(out.data, layout.data_bytes()),
+                              part(out.scales, layout.scale_bytes()),
+                              part(out.biases, layout.bias_bytes())}));
+    done_ += layout.bytes();
     if (progress_) progress_(done_, total_);
+    return absl::OkStatus();
   }
 
   const Checkpoint& checkpoint_;
-  const uint64_t hidden_;
   const LoadProgressFn progress_;
-  std::vector<std::byte> piece_;
   uint64_t done_ = 0;
   uint64_t total_ = 0;
 };
 
 }  // namespace
 
-StackedExperts ShardLayer::Stacked(int32_t hidden) const {
+StoredWeight StackedWeight::View() const {
+  StoredWeight out{each, data.data(), scales.data(), biases.data()};
+  const uint64_t bytes = each.data_bytes();
+  if (bytes > 0) out.layout.rows *= static_cast<int64_t>(data.size() / bytes);
+  return out;
+}
+
+StackedExperts ShardLayer::Stacked() const {
   return {.slices = slices,
           .width = width,
-          .hidden = hidden,
-          .dtype = dtype,
-          .gate_up = gate_up.data(),
-          .down = down.data(),
-          .gate_up_scales = gate_up_scales.data(),
-          .down_scales = down_scales.data(),
-          .up_block = up_block,
-          .down_block = down_block};
+          .hidden = static_cast<int32_t>(gate.each.cols),
+          .gate = gate.View(),
+          .up = up.View(),
+          .down = down.View()};
 }
 
 absl::StatusOr<uint64_t> ShardBytes(const Checkpoint& checkpoint,

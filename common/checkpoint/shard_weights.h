@@ -13,22 +13,25 @@
 
 namespace conclave::checkpoint {
 
-// The stacked weights of one shard in one layer, in the checkpoint's dtype.
+// One projection of a shard's slices in one layer, one after another.
+struct StackedWeight {
+  WeightLayout each;  // of one slice
+  Buffer data, scales, biases;
+
+  StoredWeight View() const;
+  uint64_t bytes() const { return data.size() + scales.size() + biases.size(); }
+};
+
+// The stacked weights of one shard in one layer, as the checkpoint stores
+// them.
 struct ShardLayer {
   int32_t slices = 0;            // local indices 0 .. slices - 1
   int32_t width = 0;             // columns of each slice
   std::vector<ExpertId> expert;  // [slices], ascending
-  DType dtype = DType::kBF16;
-  Buffer gate_up;  // [slices, 2, width, hidden]: gate rows, then up rows
-  Buffer down;     // [slices, hidden, width]
-  // kF8E4M3 only, bf16: a scale per block of up_block or down_block rows (128,
-  // or less where a slice's rows end earlier) and 128 columns.
-  Buffer gate_up_scales;
-  Buffer down_scales;
-  int32_t up_block = 0;
-  int32_t down_block = 0;
+  StackedWeight gate, up;        // each [width, hidden]
+  StackedWeight down;            // each [hidden, width]
 
-  StackedExperts Stacked(int32_t hidden) const;
+  StackedExperts Stacked() const;
 };
 
 // All layers of one shard; layers without a slice have slices == 0.

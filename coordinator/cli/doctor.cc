@@ -19,7 +19,6 @@
 #include "coordinator/cli/flags.h"
 #include "coordinator/cli/table.h"
 
-ABSL_FLAG(std::string, out, "", "write what was measured to this file");
 ABSL_FLAG(bool, quick, false, "no decode steps on this machine");
 ABSL_DECLARE_FLAG(bool, json);
 

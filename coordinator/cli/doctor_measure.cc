@@ -137,8 +137,7 @@ void Examination::CheckWorkers() {
 absl::Status Examination::Needs() {
   planner::Request request;
   request.shape = shape_;
-  request.format =
-      shape_.fp8 ? planner::WeightFormat::kFp8 : planner::WeightFormat::kBf16;
+  request.format = planner::FormatOf(shape_.quantisation);
   request.context = std::min(kContext, shape_.max_position_embeddings);
   planner::Node node;
   node.bytes_per_s = node.flops = 1;  // times are not asked for
@@ -264,7 +263,8 @@ void Examination::MeasureWorkers() {
     request.set_width(width_);
     request.set_top_k(shape_.num_experts_per_tok);
     request.set_begin_after_s(kBeginAfter_s);
-    request.set_weights(shape_.fp8 ? "fp8" : "bf16");
+    request.set_weights(
+        std::string(planner::Name(planner::FormatOf(shape_.quantisation))));
   }
   const auto replies = cluster::MeasureWorkers(workers, request, checkup_);
   for (size_t i = 0; i < replies.size(); ++i) {

@@ -16,6 +16,10 @@ ABSL_FLAG(std::string, model, "", "folder of the checkpoint");
 ABSL_FLAG(std::string, backend, "cpu", "cpu, or cpu-plain (the slow twin)");
 ABSL_FLAG(std::string, simd, "", "pin one SIMD target, e.g. AVX2; empty: best");
 ABSL_FLAG(std::string, log_level, "info", "debug, info, warning, error or off");
+ABSL_FLAG(std::string,
+          out,
+          "",
+          "where the result goes (doctor: file; quantize: new folder)");
 ABSL_FLAG(std::string, api_key, "", "key of the HTTP port");
 ABSL_FLAG(std::string,
           sequences,

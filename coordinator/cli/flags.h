@@ -16,6 +16,7 @@ ABSL_DECLARE_FLAG(std::string, model);
 ABSL_DECLARE_FLAG(std::string, backend);
 ABSL_DECLARE_FLAG(std::string, simd);
 ABSL_DECLARE_FLAG(std::string, log_level);
+ABSL_DECLARE_FLAG(std::string, out);
 ABSL_DECLARE_FLAG(std::string, api_key);
 ABSL_DECLARE_FLAG(std::string, sequences);
 ABSL_DECLARE_FLAG(int32_t, context);

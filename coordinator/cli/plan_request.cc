@@ -200,7 +200,10 @@ absl::Status FormatAndShape(const v1::ClusterConfig& config, Request* r) {
     ASSIGN_OR_RETURN(const auto checkpoint,
                      checkpoint::Checkpoint::Open(config.model()));
     r->shape = checkpoint->config();
-    if (format.empty()) format = r->shape.fp8 ? "fp8" : "bf16";
+    if (format.empty()) {
+      format =
+          std::string(planner::Name(planner::FormatOf(r->shape.quantisation)));
+    }
   } else {
     ASSIGN_OR_RETURN(r->shape, planner::ShapeOf(shape));
   }

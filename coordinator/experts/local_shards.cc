@@ -72,7 +72,7 @@ absl::Status LocalShards::Compute(const kernels::Context& context,
     RETURN_IF_ERROR(kernels::ExpertFfn(
         context,
         kernels::ViewOf(
-            shard->layers[static_cast<size_t>(Index(layer))].Stacked(hidden_)),
+            shard->layers[static_cast<size_t>(Index(layer))].Stacked()),
         {.slice = work.slice, .row = work.row, .weight = work.weight},
         rows,
         static_cast<int64_t>(part.tokens.size()),

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "coordinator/model/weights.h"
 
-#include <span>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "common/checkpoint/fp8.h"
+#include "common/checkpoint/linear.h"
 #include "common/status_macros.h"
 
 namespace conclave::model {
@@ -25,48 +25,63 @@ class Reader {
         prefix_(std::move(prefix)),
         realigned_(realigned) {}
 
-  absl::Status Linear(const std::string& name,
+  absl::Status Linear(const std::string& module,
                       int64_t rows,
                       int64_t cols,
                       WeightView* out) {
-    ASSIGN_OR_RETURN(const TensorView tensor, checkpoint_.Find(prefix_ + name));
-    if (tensor.shape != std::vector<int64_t>{rows, cols}) {
-      return Bad(tensor, absl::StrCat("shape is not [", rows, ", ", cols, "]"));
+    ASSIGN_OR_RETURN(const checkpoint::Linear linear,
+                     checkpoint::FindLinear(checkpoint_, prefix_ + module));
+    const WeightLayout& layout = linear.layout;
+    if (layout.rows != rows || layout.cols != cols) {
+      return Bad(linear.weight,
+                 absl::StrCat("shape is not [", rows, ", ", cols, "]"));
     }
-    if (tensor.dtype == DType::kF8E4M3) return Fp8(name, tensor, out);
-    if (tensor.dtype != DType::kF32 && tensor.dtype != DType::kBF16) {
-      return Bad(tensor, "dtype is neither F32 nor BF16");
+    StoredWeight weight{.layout = layout};
+    if (linear.transposed) {
+      RETURN_IF_ERROR(Copied(linear, &weight));
+    } else {
+      RETURN_IF_ERROR(Mapped(linear, &weight));
     }
-    *out = {.data = tensor.data.data(),
-            .dtype = tensor.dtype,
-            .rows = rows,
-            .cols = cols,
-            .row_stride = cols};
-    if (reinterpret_cast<uintptr_t>(out->data) % SizeOf(tensor.dtype) != 0) {
-      realigned_->push_back(Buffer::Copy(tensor.data));
-      out->data = realigned_->back().data();
-    }
+    *out = kernels::ViewOf(weight);
     return absl::OkStatus();
   }
 
-  // The codes stay in the file; the scales are few and are copied.
-  absl::Status Fp8(const std::string& name,
-                   const TensorView& tensor,
-                   WeightView* out) {
-    RETURN_IF_ERROR(checkpoint::CheckFp8Codes(tensor.data, tensor));
-    ASSIGN_OR_RETURN(const std::vector<uint16_t> scales,
-                     checkpoint::ReadFp8Scales(checkpoint_, prefix_ + name));
-    const int64_t cols = tensor.shape[1];
-    realigned_->push_back(Buffer::Copy(std::as_bytes(std::span(scales))));
-    *out = {.data = tensor.data.data(),
-            .dtype = DType::kU8,
-            .rows = tensor.shape[0],
-            .cols = cols,
-            .row_stride = cols,
-            .packing = kernels::Packing::kFp8Block,
-            .group = kFp8Block,
-            .scales = realigned_->back().data(),
-            .scale_stride = Fp8Blocks(cols)};
+  // Codes that lie otherwise in the file.
+  absl::Status Copied(const checkpoint::Linear& linear, StoredWeight* out) {
+    const WeightLayout& layout = linear.layout;
+    Buffer data(layout.data_bytes()), scales(layout.scale_bytes());
+    RETURN_IF_ERROR(checkpoint::ReadPart(
+        checkpoint_,
+        linear,
+        {.row_end = layout.rows, .col_end = layout.cols},
+        layout,
+        {.data = data.bytes(), .scales = scales.bytes(), .biases = {}}));
+    out->data = Keep(std::move(data));
+    out->scales = Keep(std::move(scales));
+    return absl::OkStatus();
+  }
+
+  // Weights, scales and biases stay in the file.
+  absl::Status Mapped(const checkpoint::Linear& linear, StoredWeight* out) {
+    const DType dtype = linear.layout.dtype;
+    if (dtype == DType::kF8E4M3) {
+      RETURN_IF_ERROR(
+          checkpoint::CheckFp8Codes(linear.weight.data, linear.weight));
+    } else if (dtype != DType::kU32 && dtype != DType::kF32 &&
+               dtype != DType::kBF16) {
+      return Bad(linear.weight, "dtype is neither F32 nor BF16");
+    }
+    out->data = Aligned(linear.weight, dtype == DType::kF32 ? 4 : 2);
+    if (linear.scales.has_value()) {
+      RETURN_IF_ERROR(
+          checkpoint::CheckFinite(linear.scales->data, *linear.scales));
+      out->scales = Aligned(*linear.scales, 2);
+    }
+    if (linear.biases.has_value()) {
+      RETURN_IF_ERROR(
+          checkpoint::CheckFinite(linear.biases->data, *linear.biases));
+      out->biases = Aligned(*linear.biases, 2);
+    }
     return absl::OkStatus();
   }
 
@@ -84,11 +99,24 @@ class Reader {
 
   absl::Status Norm(const std::string& name, int64_t size, NormWeight* out) {
     RETURN_IF_ERROR(Floats(name, size, out));
+    if (checkpoint_.folded_norms()) return absl::OkStatus();
     for (float& w : *out) w += 1.0f;
     return absl::OkStatus();
   }
 
  private:
+  const void* Keep(Buffer buffer) {
+    realigned_->push_back(std::move(buffer));
+    return realigned_->back().data();
+  }
+
+  // The tensor in the file, or a copy where its address is odd.
+  const void* Aligned(const TensorView& tensor, size_t alignment) {
+    const auto address = reinterpret_cast<uintptr_t>(tensor.data.data());
+    if (address % alignment == 0) return tensor.data.data();
+    return Keep(Buffer::Copy(tensor.data));
+  }
+
   static absl::Status Bad(const TensorView& tensor, const std::string& why) {
     return absl::InvalidArgumentError(
         absl::StrCat(tensor.file, ": tensor ", tensor.name, ": ", why));
@@ -108,11 +136,10 @@ absl::Status LoadAttention(const ModelConfig& config,
   const int64_t kv = config.num_key_value_heads * dim;
   kernels::AttentionWeights& w = layer->attention;
   const std::string at = "self_attn.";
-  RETURN_IF_ERROR(
-      reader->Linear(at + "q_proj.weight", 2 * query, hidden, &w.q));
-  RETURN_IF_ERROR(reader->Linear(at + "k_proj.weight", kv, hidden, &w.k));
-  RETURN_IF_ERROR(reader->Linear(at + "v_proj.weight", kv, hidden, &w.v));
-  RETURN_IF_ERROR(reader->Linear(at + "o_proj.weight", hidden, query, &w.o));
+  RETURN_IF_ERROR(reader->Linear(at + "q_proj", 2 * query, hidden, &w.q));
+  RETURN_IF_ERROR(reader->Linear(at + "k_proj", kv, hidden, &w.k));
+  RETURN_IF_ERROR(reader->Linear(at + "v_proj", kv, hidden, &w.v));
+  RETURN_IF_ERROR(reader->Linear(at + "o_proj", hidden, query, &w.o));
   RETURN_IF_ERROR(reader->Norm(at + "q_norm.weight", dim, &layer->q_norm));
   RETURN_IF_ERROR(reader->Norm(at + "k_norm.weight", dim, &layer->k_norm));
   w.q_norm = layer->q_norm;
@@ -132,15 +159,11 @@ absl::Status LoadGdn(const ModelConfig& config,
   kernels::GdnWeights& w = layer->gdn;
   const std::string at = "linear_attn.";
   RETURN_IF_ERROR(
-      reader->Linear(at + "in_proj_qkv.weight", channels, hidden, &w.in_qkv));
-  RETURN_IF_ERROR(
-      reader->Linear(at + "in_proj_z.weight", values, hidden, &w.in_z));
-  RETURN_IF_ERROR(
-      reader->Linear(at + "in_proj_b.weight", heads, hidden, &w.in_b));
-  RETURN_IF_ERROR(
-      reader->Linear(at + "in_proj_a.weight", heads, hidden, &w.in_a));
-  RETURN_IF_ERROR(
-      reader->Linear(at + "out_proj.weight", hidden, values, &w.out));
+      reader->Linear(at + "in_proj_qkv", channels, hidden, &w.in_qkv));
+  RETURN_IF_ERROR(reader->Linear(at + "in_proj_z", values, hidden, &w.in_z));
+  RETURN_IF_ERROR(reader->Linear(at + "in_proj_b", heads, hidden, &w.in_b));
+  RETURN_IF_ERROR(reader->Linear(at + "in_proj_a", heads, hidden, &w.in_a));
+  RETURN_IF_ERROR(reader->Linear(at + "out_proj", hidden, values, &w.out));
   RETURN_IF_ERROR(reader->Floats(at + "conv1d.weight",
                                  channels * config.linear_conv_kernel_dim,
                                  &layer->conv));
@@ -163,15 +186,12 @@ absl::Status LoadMoe(const ModelConfig& config,
   const int64_t width = config.shared_expert_intermediate_size;
   kernels::SharedExpertWeights& w = layer->shared;
   const std::string shared = "mlp.shared_expert.";
-  RETURN_IF_ERROR(reader->Linear(
-      "mlp.gate.weight", config.num_experts, hidden, &layer->router));
   RETURN_IF_ERROR(
-      reader->Linear(shared + "gate_proj.weight", width, hidden, &w.gate));
-  RETURN_IF_ERROR(
-      reader->Linear(shared + "up_proj.weight", width, hidden, &w.up));
-  RETURN_IF_ERROR(
-      reader->Linear(shared + "down_proj.weight", hidden, width, &w.down));
-  return reader->Linear("mlp.shared_expert_gate.weight", 1, hidden, &w.router);
+      reader->Linear("mlp.gate", config.num_experts, hidden, &layer->router));
+  RETURN_IF_ERROR(reader->Linear(shared + "gate_proj", width, hidden, &w.gate));
+  RETURN_IF_ERROR(reader->Linear(shared + "up_proj", width, hidden, &w.up));
+  RETURN_IF_ERROR(reader->Linear(shared + "down_proj", hidden, width, &w.down));
+  return reader->Linear("mlp.shared_expert_gate", 1, hidden, &w.router);
 }
 
 }  // namespace
@@ -182,11 +202,10 @@ absl::StatusOr<DenseWeights> LoadDenseWeights(
   const int64_t hidden = config.hidden_size;
   DenseWeights out;
   Reader top(checkpoint, "", &out.realigned);
-  RETURN_IF_ERROR(top.Linear(
-      "embed_tokens.weight", config.vocab_size, hidden, &out.embedding));
-  RETURN_IF_ERROR(top.Norm("norm.weight", hidden, &out.final_norm));
   RETURN_IF_ERROR(
-      top.Linear("lm_head.weight", config.vocab_size, hidden, &out.head));
+      top.Linear("embed_tokens", config.vocab_size, hidden, &out.embedding));
+  RETURN_IF_ERROR(top.Norm("norm.weight", hidden, &out.final_norm));
+  RETURN_IF_ERROR(top.Linear("lm_head", config.vocab_size, hidden, &out.head));
   out.layers.resize(static_cast<size_t>(config.num_hidden_layers));
   for (size_t i = 0; i < out.layers.size(); ++i) {
     LayerWeights& layer = out.layers[i];

@@ -40,8 +40,7 @@ struct DenseWeights {
   std::vector<LayerWeights> layers;
   NormWeight final_norm;
   kernels::WeightView head;  // [vocab, hidden]
-  // Copies of the few linears that a file holds at an odd address, and of the
-  // scales of FP8 ones.
+  // Copies of what a file holds at an odd address or in another order.
   std::vector<Buffer> realigned;
 };
 

@@ -15,11 +15,14 @@ namespace {
 
 using checkpoint::ModelConfig;
 
-constexpr std::array<std::pair<std::string_view, WeightFormat>, 5> kFormats = {
+constexpr std::array<std::pair<std::string_view, WeightFormat>, 8> kFormats = {
     {{"bf16", WeightFormat::kBf16},
      {"fp8", WeightFormat::kFp8},
      {"gptq-int4", WeightFormat::kGptqInt4},
+     {"mlx3", WeightFormat::kMlx3},
      {"mlx4", WeightFormat::kMlx4},
+     {"mlx5", WeightFormat::kMlx5},
+     {"mlx6", WeightFormat::kMlx6},
      {"mlx8", WeightFormat::kMlx8}}};
 
 constexpr uint64_t kBf16Bytes = 2, kF32Bytes = 4;
@@ -105,6 +108,24 @@ Inventory Take(const ModelConfig& m) {
   return out;
 }
 
+// 0: no MLX format.
+uint64_t MlxBits(WeightFormat format) {
+  switch (format) {
+    case WeightFormat::kMlx3:
+      return 3;
+    case WeightFormat::kMlx4:
+      return 4;
+    case WeightFormat::kMlx5:
+      return 5;
+    case WeightFormat::kMlx6:
+      return 6;
+    case WeightFormat::kMlx8:
+      return 8;
+    default:
+      return 0;
+  }
+}
+
 bool Quantised(WeightFormat format, const Linear& linear) {
   switch (format) {
     case WeightFormat::kBf16:
@@ -114,7 +135,10 @@ bool Quantised(WeightFormat format, const Linear& linear) {
              linear.role == Role::kMixer;
     case WeightFormat::kGptqInt4:
       return linear.part == Part::kExperts;
+    case WeightFormat::kMlx3:
     case WeightFormat::kMlx4:
+    case WeightFormat::kMlx5:
+    case WeightFormat::kMlx6:
     case WeightFormat::kMlx8:
       return true;
   }
@@ -135,18 +159,19 @@ uint64_t LinearBytes(WeightFormat format, const Linear& l, bool files) {
       const uint64_t zeros_and_index = groups / 2 + 4 * l.cols;
       return size / 2 + 2 * groups + (files ? zeros_and_index : 0);
     }
+    case WeightFormat::kMlx3:
     case WeightFormat::kMlx4:
-      return size / 2 + 2 * kBf16Bytes * (size / kMlxGroup);
+    case WeightFormat::kMlx5:
+    case WeightFormat::kMlx6:
     case WeightFormat::kMlx8:
-      return size + 2 * kBf16Bytes * (size / kMlxGroup);
+      return size * MlxBits(format) / 8 + 2 * kBf16Bytes * (size / kMlxGroup);
   }
   return size * kBf16Bytes;
 }
 
 uint64_t VectorBytes(WeightFormat format, const Vectors& v, bool files) {
   if (!files) return kF32Bytes * (v.plain + v.a_log + v.gdn_norm);
-  const bool mlx =
-      format == WeightFormat::kMlx4 || format == WeightFormat::kMlx8;
+  const bool mlx = MlxBits(format) > 0;
   const bool fp8 = format == WeightFormat::kFp8;
   return kBf16Bytes * v.plain + (fp8 ? kBf16Bytes : kF32Bytes) * v.a_log +
          (fp8 || mlx ? kBf16Bytes : kF32Bytes) * v.gdn_norm;
@@ -181,9 +206,7 @@ WeightBytes Sum(const ModelConfig& m, WeightFormat format, bool files) {
   out.expert = experts == 0 ? 0 : out.experts / experts;
   out.dense += VectorBytes(format, inventory.main, files);
   out.mtp += VectorBytes(format, inventory.mtp, files);
-  if (format == WeightFormat::kMlx4 || format == WeightFormat::kMlx8) {
-    out.mtp = 0;
-  }
+  if (MlxBits(format) > 0) out.mtp = 0;
   if (files) out.vision = kBf16Bytes * VisionElements(m);
   return out;
 }
@@ -209,6 +232,24 @@ absl::StatusOr<WeightFormat> ParseFormat(std::string_view name) {
                                                  std::string(name),
                                                  "' is unknown; known are ",
                                                  absl::StrJoin(names, ", ")));
+}
+
+WeightFormat FormatOf(const checkpoint::Quantisation& quantisation) {
+  switch (quantisation.format) {
+    case checkpoint::QuantFormat::kNone:
+      break;
+    case checkpoint::QuantFormat::kFp8:
+      return WeightFormat::kFp8;
+    case checkpoint::QuantFormat::kGptq:
+      return WeightFormat::kGptqInt4;
+    case checkpoint::QuantFormat::kMlx:
+      for (const auto& [name, format] : kFormats) {
+        const auto bits = static_cast<uint64_t>(quantisation.affine.bits);
+        if (MlxBits(format) == bits) return format;
+      }
+      break;
+  }
+  return WeightFormat::kBf16;
 }
 
 std::string_view Name(WeightFormat format) {
@@ -278,7 +319,10 @@ int32_t ColumnMultiple(const ModelConfig& shape, WeightFormat format) {
         return kFp8Block;
       case WeightFormat::kGptqInt4:
         return kGptqGroup;
+      case WeightFormat::kMlx3:
       case WeightFormat::kMlx4:
+      case WeightFormat::kMlx5:
+      case WeightFormat::kMlx6:
       case WeightFormat::kMlx8:
         return kMlxGroup;
     }

@@ -11,10 +11,22 @@
 namespace conclave::planner {
 
 // How a checkpoint stores its linears; docs/qwen3.5-moe 2.
-enum class WeightFormat { kBf16, kFp8, kGptqInt4, kMlx4, kMlx8 };
+enum class WeightFormat {
+  kBf16,
+  kFp8,
+  kGptqInt4,
+  kMlx3,
+  kMlx4,
+  kMlx5,
+  kMlx6,
+  kMlx8
+};
 
-// "bf16", "fp8", "gptq-int4", "mlx4", "mlx8". InvalidArgument lists them.
+// "bf16", "fp8", "gptq-int4", "mlx3" to "mlx6", "mlx8". InvalidArgument lists
+// them.
 absl::StatusOr<WeightFormat> ParseFormat(std::string_view name);
+// What config.json says; of MLX, the bits of most modules.
+WeightFormat FormatOf(const checkpoint::Quantisation& quantisation);
 std::string_view Name(WeightFormat format);
 
 // The published models: "35b-a3b", "122b-a10b", "397b-a17b". InvalidArgument

@@ -47,12 +47,12 @@ add_custom_target(concurrency_tests)
 add_custom_target(cuda_targets)
 
 # conclave_test(NAME text_test SRCS a_test.cc DEPS conclave::text
-#               LABELS unit concurrency)
+#               LABELS unit concurrency [FIXTURE formats])
 #
 # One executable per folder (linking is slow), one ctest case per test. Tests
 # run in the source folder, so that paths such as tests/golden are relative.
 function(conclave_test)
-  cmake_parse_arguments(A "" "NAME" "SRCS;DEPS;LABELS" ${ARGN})
+  cmake_parse_arguments(A "" "NAME;FIXTURE" "SRCS;DEPS;LABELS" ${ARGN})
   add_executable(${A_NAME} ${A_SRCS})
   target_link_libraries(${A_NAME} PRIVATE
     ${A_DEPS} conclave::testing GTest::gmock GTest::gtest_main)
@@ -65,7 +65,8 @@ function(conclave_test)
   gtest_discover_tests(${A_NAME}
     WORKING_DIRECTORY ${PROJECT_SOURCE_DIR}
     DISCOVERY_TIMEOUT 60
-    PROPERTIES LABELS "${labels}" TIMEOUT 600)
+    PROPERTIES LABELS "${labels}" TIMEOUT 600
+      FIXTURES_REQUIRED "${A_FIXTURE}")
 endfunction()
 
 # conclave_fuzzer(NAME fuzz_wire SRCS wire_fuzz.cc DEPS conclave::transport)

@@ -25,9 +25,8 @@ struct EntryTile {
 
 // The experts of one layer. gate, up and down start with slice 0's rows.
 struct Ffn {
-  WeightView gate, up;  // [width, hidden] each, gate_rows after one another
-  int64_t gate_rows = 0;
-  WeightView down;  // [slices * hidden, width]
+  WeightView gate, up;  // [slices * width, hidden]
+  WeightView down;      // [slices * hidden, width]
   int64_t hidden = 0, width = 0;
 };
 
@@ -53,10 +52,16 @@ HWY_INLINE V Silu(V x) {
   return hn::Mul(x, hn::Div(numerator, hn::Add(one, e)));
 }
 
+// One input, packed for the gate's and for the up's storage.
+struct Inputs {
+  PackedRows gate, up;
+};
+
 // Columns [begin, end) of silu(gate x) * (up x) for a tile's entries, packed.
 void GateUp(const Ffn& ffn,
             const EntryTile& tile,
-            const PackedRows& x,
+            const Inputs& x,
+            const ExpertEntries& entries,
             int64_t begin,
             int64_t end,
             float* packed,
@@ -68,18 +73,20 @@ void GateUp(const Ffn& ffn,
     std::fill_n(gate, rows * kColumns, 0.0f);
     std::fill_n(up, rows * kColumns, 0.0f);
   }
-  const auto dot = [&](const WeightView& w, float* to) HWY_ATTR {
-    DotBlock(x,
-             rows,
-             w,
-             begin,
-             end,
-             [&](int64_t r, int64_t o, V4 v, int64_t count) HWY_ATTR {
-               StoreFour(v, count, to + r * kColumns + o - begin);
-             });
-  };
-  dot(Rows(ffn.gate, tile.slice * ffn.gate_rows, ffn.width), gate);
-  dot(Rows(ffn.up, tile.slice * ffn.gate_rows, ffn.width), up);
+  const int32_t* row = entries.row.data() + tile.begin;
+  const auto dot =
+      [&](const PackedRows& in, const WeightView& w, float* to) HWY_ATTR {
+        DotBlock({in.data, in.stride, row},
+                 rows,
+                 Rows(w, tile.slice * ffn.width, ffn.width),
+                 begin,
+                 end,
+                 [&](int64_t r, int64_t o, V4 v, int64_t count) HWY_ATTR {
+                   StoreFour(v, count, to + r * kColumns + o - begin);
+                 });
+      };
+  dot(x.gate, ffn.gate, gate);
+  dot(x.up, ffn.up, up);
   const F32 df;
   const bool pairs = InPairs(ffn.down);
   const int64_t columns = PaddedCols(end - begin);
@@ -122,7 +129,7 @@ void GateUpAll(const Context& context,
                const Ffn& ffn,
                const ExpertEntries& entries,
                std::span<const EntryTile> tiles,
-               const PackedRows& x,
+               const Inputs& x,
                float* packed,
                int64_t stride) {
   const int64_t blocks = (ffn.width + kColumns - 1) / kColumns;
@@ -133,8 +140,7 @@ void GateUpAll(const Context& context,
       const EntryTile& tile = tiles[task / blocks];
       const int64_t first = task % blocks * kColumns;
       const int64_t last = std::min(first + kColumns, ffn.width);
-      const int32_t* rows = entries.row.data() + tile.begin;
-      GateUp(ffn, tile, {x.data, x.stride, rows}, first, last, packed, stride);
+      GateUp(ffn, tile, x, entries, first, last, packed, stride);
     }
   };
   context.pool->ParallelFor(tasks, kMacsPerTask * tasks / (macs + 1) + 1, body);
@@ -177,17 +183,22 @@ void FfnImpl(const Context& context,
   const int64_t count = static_cast<int64_t>(entries.row.size());
   const int64_t x_stride = PaddedCols(ffn.hidden);
   const int64_t stride = PaddedCols(ffn.width);
-  float* x_packed = context.workspace->Floats(rows * x_stride).data();
   float* packed = context.workspace->Floats(count * stride).data();
-  const bool pairs = InPairs(ffn.gate);
-  const auto pack = [&](int64_t begin, int64_t end) HWY_ATTR {
-    for (int64_t r = begin; r < end; ++r) {
-      PackRow(pairs, x + r * ffn.hidden, ffn.hidden, x_packed + r * x_stride);
-    }
+  const auto pack = [&](bool pairs) {
+    float* to = context.workspace->Floats(rows * x_stride).data();
+    const auto body = [&](int64_t begin, int64_t end) HWY_ATTR {
+      for (int64_t r = begin; r < end; ++r) {
+        PackRow(pairs, x + r * ffn.hidden, ffn.hidden, to + r * x_stride);
+      }
+    };
+    context.pool->ParallelFor(rows, kElementsPerTask / x_stride + 1, body);
+    return PackedRows{to, x_stride};
   };
-  context.pool->ParallelFor(rows, kElementsPerTask / x_stride + 1, pack);
-  const PackedRows x_rows{x_packed, x_stride};
-  GateUpAll(context, ffn, entries, tiles, x_rows, packed, stride);
+  const bool pairs = InPairs(ffn.gate);
+  Inputs inputs;
+  inputs.gate = inputs.up = pack(pairs);
+  if (InPairs(ffn.up) != pairs) inputs.up = pack(!pairs);
+  GateUpAll(context, ffn, entries, tiles, inputs, packed, stride);
   DownAll(context, ffn, entries, tiles, {packed, stride}, rows, out);
 }
 
@@ -259,9 +270,8 @@ void ExpertFfn(const Context& context,
   Ffn ffn;
   ffn.hidden = weights.hidden;
   ffn.width = weights.width;
-  ffn.gate = weights.gate_up;
-  ffn.up = Rows(weights.gate_up, ffn.width, weights.gate_up.rows - ffn.width);
-  ffn.gate_rows = 2 * ffn.width;
+  ffn.gate = weights.gate;
+  ffn.up = weights.up;
   ffn.down = weights.down;
   RunFfn(context, ffn, entries, x, rows, out);
 }

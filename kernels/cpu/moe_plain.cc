@@ -43,21 +43,18 @@ void ExpertFfn(const Context& context,
   Workspace::Scope scope(context.workspace);
   const int64_t width = weights.width;
   const int64_t hidden = weights.hidden;
-  std::span<float> gate_up = context.workspace->Floats(2 * width);
+  std::span<float> gate = context.workspace->Floats(width);
+  std::span<float> up = context.workspace->Floats(width);
   std::span<float> y = context.workspace->Floats(hidden);
   std::fill_n(out.begin(), rows * hidden, 0.0f);
   for (size_t e = 0; e < entries.slice.size(); ++e) {
     const int64_t slice = entries.slice[e];
     const int64_t row = entries.row[e];
-    MatMul(x.subspan(row * hidden, hidden),
-           1,
-           Rows(weights.gate_up, slice * 2 * width, 2 * width),
-           gate_up);
-    for (int64_t i = 0; i < width; ++i) {
-      gate_up[i] = Silu(gate_up[i]) * gate_up[width + i];
-    }
-    MatMul(
-        gate_up.first(width), 1, Rows(weights.down, slice * hidden, hidden), y);
+    const auto in = x.subspan(row * hidden, hidden);
+    MatMul(in, 1, Rows(weights.gate, slice * width, width), gate);
+    MatMul(in, 1, Rows(weights.up, slice * width, width), up);
+    for (int64_t i = 0; i < width; ++i) gate[i] = Silu(gate[i]) * up[i];
+    MatMul(gate, 1, Rows(weights.down, slice * hidden, hidden), y);
     for (int64_t i = 0; i < hidden; ++i) {
       out[row * hidden + i] += entries.weight[e] * y[i];
     }

@@ -72,7 +72,8 @@ void BenchExperts(benchmark::State& state,
                   int32_t experts,
                   int32_t top_k) {
   Machine machine(backend, ThreadsOf(backend));
-  const Weight gate_up(int64_t{2} * experts * width, hidden);
+  const Weight gate(int64_t{experts} * width, hidden);
+  const Weight up(int64_t{experts} * width, hidden);
   const Weight down(int64_t{experts} * hidden, width);
   const auto x = Seeded(3).Floats(rows * hidden);
   std::vector<float> out(rows * hidden), weight;
@@ -89,7 +90,7 @@ void BenchExperts(benchmark::State& state,
   for (auto _ : state) {
     CONCLAVE_CHECK(
         ExpertFfn(machine.context,
-                  {experts, width, hidden, gate_up.view(), down.view()},
+                  {experts, width, hidden, gate.view(), up.view(), down.view()},
                   {slice, row, weight},
                   x,
                   rows,

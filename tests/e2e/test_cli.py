@@ -18,7 +18,7 @@ def test_version_and_help():
     assert (ROOT / "VERSION").read_text().strip() in run("--version").stdout
     overview = run("--help")
     assert overview.returncode == 0
-    for command in ("serve", "chat", "plan", "doctor", "bench"):
+    for command in ("serve", "chat", "plan", "doctor", "quantize", "bench"):
         assert command in overview.stdout
         one = run(command, "--help")
         assert one.returncode == 0, one.stderr

@@ -13,7 +13,7 @@
 
 #include "common/dtype.h"
 #include "tests/testing/checkpoint_plan.h"
-#include "tests/testing/fp8_values.h"
+#include "tests/testing/quant_values.h"
 #include "tests/testing/seeded.h"
 
 namespace conclave::testing {
@@ -42,17 +42,72 @@ inline void AppendValues(uint32_t seed,
   }
 }
 
+inline std::string HalfBytes(const std::vector<uint16_t>& halves) {
+  return {reinterpret_cast<const char*>(halves.data()), 2 * halves.size()};
+}
+
+// GPTQ: group of every column; zero points are 7.
+inline std::string IndexBytes(const PlannedTensor& tensor, size_t count) {
+  const bool order = tensor.key.ends_with(".g_idx");
+  std::string out;
+  for (size_t i = 0; i < count; ++i) {
+    const auto value =
+        order ? static_cast<int32_t>(i) / tensor.affine.group : 0x77777777;
+    out.append(reinterpret_cast<const char*>(&value), sizeof(value));
+  }
+  return out;
+}
+
+// Bytes of a tensor that quantisation makes; empty: it is none of those.
+inline std::string QuantisedBytes(uint32_t seed, const PlannedTensor& t) {
+  using checkpoint::QuantFormat;
+  const size_t count = Elements(t.shape);
+  const std::string module = t.key.substr(0, t.key.rfind('.'));
+  if (t.decoded) {
+    switch (t.format) {
+      case QuantFormat::kFp8:
+        return Fp8Decoded(seed, t.key, t.shape);
+      case QuantFormat::kGptq:
+        return GptqDecoded(
+            seed, module, t.shape[0], t.shape[1], t.affine.group);
+      case QuantFormat::kMlx:
+        return AffineDecoded(
+            seed, module, count, t.shape.back(), t.affine.bits, t.affine.group);
+      case QuantFormat::kNone:
+        return "";
+    }
+  }
+  if (t.dtype == "F8_E4M3") return Fp8Codes(seed, t.key, count);
+  if (t.key.ends_with("_scale_inv")) {
+    return HalfBytes(Fp8Scales(seed, t.key, count));
+  }
+  if (t.key.ends_with(".qweight") || t.dtype == "U32") {
+    return AnyBytes(seed, t.key, 4 * count);
+  }
+  if (t.dtype == "I32") return IndexBytes(t, count);
+  if (t.key.ends_with(".scales")) {
+    return HalfBytes(t.format == QuantFormat::kGptq
+                         ? GptqScales(seed, t.key, count)
+                         : AffineScales(seed, t.key, count, t.affine.bits));
+  }
+  if (t.key.ends_with(".biases")) {
+    return HalfBytes(AffineBiases(seed, t.key, count));
+  }
+  return "";
+}
+
 // A fused tensor has the values of its experts' own tensors, so that one seed
 // gives the same model in both layouts.
 inline std::string TensorBytes(uint32_t seed, const PlannedTensor& tensor) {
   std::string out;
   const int64_t fan_in = tensor.shape.empty() ? 1 : tensor.shape.back();
   const size_t count = Elements(tensor.shape);
-  if (tensor.decoded) return Fp8Decoded(seed, tensor.key, tensor.shape);
-  if (tensor.dtype == "F8_E4M3") return Fp8Codes(seed, tensor.key, count);
-  if (tensor.key.ends_with("_scale_inv")) {
-    const auto scales = Fp8Scales(seed, tensor.key, count);
-    return {reinterpret_cast<const char*>(scales.data()), 2 * count};
+  if (tensor.format != checkpoint::QuantFormat::kNone) {
+    out = QuantisedBytes(seed, tensor);
+    if (!out.empty()) {
+      out.resize(count * SizeOf(*DTypeFromName(tensor.dtype)));
+      return out;
+    }
   }
   const bool gate_up = tensor.key.ends_with("experts.gate_up_proj");
   const bool down = tensor.key.ends_with("experts.down_proj");

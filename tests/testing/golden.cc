@@ -73,11 +73,16 @@ const GoldenPrompt& FindGolden(const std::string& name) {
   return GoldenPrompts().front();
 }
 
-GoldenTensors::GoldenTensors(const std::string& prompt) {
-  auto file = checkpoint::SafetensorsFile::Open("tests/golden/" + prompt +
-                                                ".fp32.safetensors");
+GoldenTensors::GoldenTensors(const std::string& prompt)
+    : GoldenTensors(At(prompt + ".fp32")) {}
+
+GoldenTensors GoldenTensors::At(const std::string& name) {
+  GoldenTensors out;
+  auto file = checkpoint::SafetensorsFile::Open("tests/golden/" + name +
+                                                ".safetensors");
   EXPECT_TRUE(file.ok()) << file.status();
-  if (file.ok()) file_ = *std::move(file);
+  if (file.ok()) out.file_ = *std::move(file);
+  return out;
 }
 
 bool GoldenTensors::Has(const std::string& tensor) const {

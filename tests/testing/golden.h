@@ -33,11 +33,14 @@ const GoldenPrompt& FindGolden(const std::string& name);
 class GoldenTensors {
  public:
   explicit GoldenTensors(const std::string& prompt);
+  // Of tests/golden/NAME.safetensors.
+  static GoldenTensors At(const std::string& name);
   bool Has(const std::string& tensor) const;
   std::vector<float> Floats(const std::string& tensor) const;
   std::vector<int32_t> Ints(const std::string& tensor) const;
 
  private:
+  GoldenTensors() = default;
   std::unique_ptr<checkpoint::SafetensorsFile> file_;
 };
 

@@ -14,10 +14,11 @@ using testing::Seeded;
 // Random weights of every slice, so that a token at the wrong expert is seen.
 struct Experts {
   Experts(int32_t slices, int32_t width, int32_t hidden, DType dtype)
-      : gate_up(41, dtype, int64_t{2} * slices * width, hidden, 3),
+      : gate(41, dtype, int64_t{slices} * width, hidden, 3),
+        up(40, dtype, int64_t{slices} * width, hidden, 2),
         down(42, dtype, int64_t{slices} * hidden, width, 1),
-        weights{slices, width, hidden, gate_up.view(), down.view()} {}
-  TestWeight gate_up, down;
+        weights{slices, width, hidden, gate.view(), up.view(), down.view()} {}
+  TestWeight gate, up, down;
   ShardLayerWeights weights;
 };
 
@@ -71,12 +72,12 @@ std::vector<float> Reference(const ShardLayerWeights& w,
   std::vector<double> sums(rows * w.hidden);
   for (size_t e = 0; e < entries.row.size(); ++e) {
     const float* in = &x[entries.row[e] * w.hidden];
-    const int64_t first = int64_t{2} * w.width * entries.slice[e];
+    const int64_t first = int64_t{1} * w.width * entries.slice[e];
     for (int32_t i = 0; i < w.width; ++i) {
       double gate = 0, up = 0;
       for (int32_t h = 0; h < w.hidden; ++h) {
-        gate += At(w.gate_up, first + i, h) * in[h];
-        up += At(w.gate_up, first + w.width + i, h) * in[h];
+        gate += At(w.gate, first + i, h) * in[h];
+        up += At(w.up, first + i, h) * in[h];
       }
       const double act = gate / (1 + std::exp(-gate)) * up;
       for (int32_t h = 0; h < w.hidden; ++h) {
@@ -187,12 +188,13 @@ TEST_P(ExpertTest, RowsWithoutEntriesGetZeros) {
 // Far from zero exp would overflow; there silu is x or nothing.
 TEST_P(ExpertTest, SiluIsSaneEverywhere) {
   for (float g : {-1e30f, -200.0f, -90.0f, -1.0f, 0.0f, 2.0f, 90.0f, 1e30f}) {
-    const std::vector<float> gate_up = {g, 1.0f}, down = {1.0f};
+    const std::vector<float> gate = {g}, one = {1.0f};
     const ShardLayerWeights weights{1,
                                     1,
                                     1,
-                                    {gate_up.data(), DType::kF32, 2, 1, 1},
-                                    {down.data(), DType::kF32, 1, 1, 1}};
+                                    {gate.data(), DType::kF32, 1, 1, 1},
+                                    {one.data(), DType::kF32, 1, 1, 1},
+                                    {one.data(), DType::kF32, 1, 1, 1}};
     Entries entries;
     entries.Add(0, 0, 1.0f);
     Machine fast(Backend::kCpu);

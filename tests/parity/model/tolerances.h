@@ -5,7 +5,8 @@
 
 namespace conclave::parity {
 
-enum class WeightFormat { kBF16 };
+// kQuantised: every format that unpacks to the numbers that torch unpacked.
+enum class WeightFormat { kBF16, kQuantised };
 
 // How far a run may be from the float32 reference: relative errors are the
 // norm of the difference over the norm.
@@ -22,6 +23,7 @@ inline Tolerance ToleranceOf(kernels::Backend backend, WeightFormat format) {
   constexpr Tolerance kFloat32{1e-5, 1e-5, 1e-5, 1e-5, 1e-5};
   switch (format) {
     case WeightFormat::kBF16:  // weights exact, all arithmetic in float32
+    case WeightFormat::kQuantised:
       switch (backend) {
         case kernels::Backend::kCpuPlain:
           return kFloat32;

@@ -183,10 +183,10 @@ TEST(ModelConfig, ErrorsNameFileAndField) {
       {Plus(R"("quantization_config":{"quant_method":"fp8",)"
             R"("weight_block_size":[128,128],"group":1})"),
        absl::StatusCode::kInvalidArgument,
-       "unknown keys \"group\""},
+       "quantization_config.group: is not known"},
       {With("{\"model_type\"", R"({"quantization":{"bits":4},"model_type")"),
-       absl::StatusCode::kUnimplemented,
-       "quantization: quantisation \"mlx\" is not supported"},
+       absl::StatusCode::kInvalidArgument,
+       "quantization.group_size: is missing"},
       {Plus("\"attention_bias\":true"),
        absl::StatusCode::kUnimplemented,
        "text_config.attention_bias: is true; only false is supported"},

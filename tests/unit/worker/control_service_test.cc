@@ -181,7 +181,7 @@ TEST_F(ControlServiceTest, MeasuresOnceAtATime) {
   request.set_hidden(64);
   request.set_width(32);
   request.set_top_k(2);
-  for (const char* weights : {"bf16", "fp8"}) {
+  for (const char* weights : {"bf16", "fp8", "gptq-int4", "mlx4"}) {
     request.set_weights(weights);
     grpc::CompletionQueue queue;
     grpc::ClientContext contexts[2];
@@ -222,6 +222,8 @@ TEST_F(ControlServiceTest, MeasureRefusesSizesThatNoModelHas) {
   request.set_hidden(64);
   request.set_weights("int3");
   EXPECT_THAT(refusal(request), HasSubstr("int3"));
+  request.set_weights("mlx7");
+  EXPECT_THAT(refusal(request), HasSubstr("mlx7"));
   for (const double bad : {-1.0, 1e9, std::nan("")}) {
     request.set_begin_after_s(bad);
     EXPECT_THAT(refusal(request), HasSubstr("begin_after_s"));

@@ -71,21 +71,7 @@ class ExpertRunnerTest : public ::testing::Test {
                             int32_t rows) {
     const auto weights = *checkpoint::LoadShard(*checkpoint_, shard, nullptr);
     const auto& from = weights.layers[static_cast<size_t>(layer)];
-    const int32_t hidden = checkpoint_->config().hidden_size;
-    const kernels::ShardLayerWeights view = {
-        .slices = from.slices,
-        .width = from.width,
-        .hidden = hidden,
-        .gate_up = {from.gate_up.data(),
-                    from.dtype,
-                    int64_t{2} * from.slices * from.width,
-                    hidden,
-                    hidden},
-        .down = {from.down.data(),
-                 from.dtype,
-                 int64_t{1} * from.slices * hidden,
-                 from.width,
-                 from.width}};
+    const auto view = kernels::ViewOf(from.Stacked());
     std::vector<float> out(x.size());
     kernels::Workspace workspace;
     EXPECT_TRUE(kernels::ExpertFfn({.backend = kernels::Backend::kCpu,

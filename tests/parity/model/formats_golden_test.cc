@@ -1,0 +1,205 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Every weight format against torch, which dequantised the same checkpoint from
+// the format's definition (tests/formats/make_goldens.py). The checkpoints are
+// made by tests/formats/make_checkpoints.py: the test "formats.make".
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <fstream>
+#include <iostream>
+#include <iterator>
+#include <memory>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "boost/json.hpp"
+#include "tests/parity/model/tolerances.h"
+#include "tests/testing/golden.h"
+#include "tests/testing/model_runner.h"
+#include "tests/testing/seeded.h"
+#include "tests/testing/single_process.h"
+
+namespace conclave::parity {
+namespace {
+
+constexpr char kGoldens[] = "tests/golden/formats/";
+constexpr char kCheckpoints[] = "build/formats/";
+// Steps whose two best tokens are closer may pick the other one.
+constexpr float kGapMin = 0.05f;
+
+std::string ReadFile(const std::string& path) {
+  std::ifstream in(path, std::ios::binary);
+  EXPECT_TRUE(in.is_open()) << path;
+  return {std::istreambuf_iterator<char>(in), {}};
+}
+
+std::vector<int32_t> PromptIds(const std::string& source,
+                               const std::string& prompt) {
+  const auto prompts =
+      boost::json::parse(ReadFile(std::string(kGoldens) + "prompts.json"));
+  std::vector<int32_t> out;
+  for (const auto& id : prompts.at(source).at(prompt).as_array()) {
+    out.push_back(id.to_number<int32_t>());
+  }
+  return out;
+}
+
+// Null, with a failure, unless the checkpoint is the one that torch read.
+std::unique_ptr<checkpoint::Checkpoint> OpenChecked(const std::string& source,
+                                                    const std::string& format) {
+  const std::string folder = absl::StrCat(kCheckpoints, source, "/", format);
+  std::string digest = ReadFile(folder + "/sha256");
+  digest = digest.substr(0, digest.find('\n'));
+  const std::string golden =
+      ReadFile(absl::StrCat(kGoldens, source, ".", format, ".safetensors"));
+  EXPECT_EQ(digest.size(), 64u);
+  EXPECT_NE(golden.find(digest), golden.npos)
+      << folder << " is not what the golden was made from";
+  auto opened = checkpoint::Checkpoint::Open(folder);
+  EXPECT_TRUE(opened.ok()) << opened.status();
+  return opened.ok() ? *std::move(opened) : nullptr;
+}
+
+// Takes the given tokens one by one after these logits; returns how many were
+// the best of ours before one was not.
+size_t FollowGreedy(testing::ModelRunner& runner,
+                    testing::ModelRunner::Sequence& sequence,
+                    std::vector<float> logits,
+                    const std::vector<int32_t>& ids) {
+  for (size_t i = 0; i < ids.size(); ++i) {
+    if (testing::ArgMax(std::span(logits)) != ids[i]) return i;
+    logits = (*runner.Step({{.sequence = &sequence, .tokens = {ids[i]}}}))[0];
+  }
+  return ids.size();
+}
+
+size_t UntilCloseCall(const std::vector<float>& gaps) {
+  return std::find_if(gaps.begin(),
+                      gaps.end(),
+                      [](float gap) { return gap < kGapMin; }) -
+         gaps.begin();
+}
+
+class FormatGolden
+    : public ::testing::TestWithParam<
+          std::tuple<kernels::Backend, std::string, std::string>> {};
+
+TEST_P(FormatGolden, LogitsAndGreedyTokens) {
+  const auto& [backend, source, format] = GetParam();
+  const auto model = OpenChecked(source, format);
+  ASSERT_NE(model, nullptr);
+  const testing::GoldenTensors golden =
+      testing::GoldenTensors::At(absl::StrCat("formats/", source, ".", format));
+  const std::vector<std::string> prompts =
+      source == "tiny" ? std::vector<std::string>{"story", "len63"}
+                       : std::vector<std::string>{"walk"};
+  const Tolerance tolerance = ToleranceOf(backend, WeightFormat::kQuantised);
+  // Experts whole, and cut where the format and their width allow it.
+  const ExpertShape shape = model->config().expert_shape();
+  const int32_t cuts = shape.intermediate / shape.column_multiple;
+  for (const int32_t shards : {1, std::min(cuts, 2)}) {
+    v1::ClusterConfig config;
+    if (shards > 1) config.mutable_placement()->set_split("columns");
+    config.mutable_placement()->set_shards(shards);
+    testing::SingleProcess process(backend, config, 2, *model);
+    for (const std::string& prompt : prompts) {
+      const auto ids = PromptIds(source, prompt);
+      const auto want = golden.Floats(prompt + ".logits");
+      const size_t vocab = model->config().vocab_size;
+      auto sequence = process.runner->Open(0);
+      const auto logits =
+          process.runner->Step({{.sequence = &sequence,
+                                 .tokens = ids,
+                                 .prefill = true,
+                                 .logits_from = static_cast<int32_t>(
+                                     ids.size() - want.size() / vocab)}});
+      ASSERT_TRUE(logits.ok()) << logits.status();
+      const std::vector<float>& got = (*logits)[0];
+      ASSERT_EQ(got.size(), want.size());
+      EXPECT_LE(testing::RelativeError(got.data(), want.data(), got.size()),
+                tolerance.logits)
+          << prompt << " in " << shards << " shards";
+      auto greedy = golden.Ints(prompt + ".greedy_ids");
+      greedy.resize(UntilCloseCall(golden.Floats(prompt + ".greedy_gap")));
+      const std::vector<float> last(got.end() - vocab, got.end());
+      EXPECT_EQ(FollowGreedy(*process.runner, sequence, last, greedy),
+                greedy.size())
+          << prompt << " in " << shards << " shards";
+    }
+  }
+}
+
+const std::string kFormats[] = {"bf16-per-expert",
+                                "fp8",
+                                "gptq-int4",
+                                "mlx3",
+                                "mlx4",
+                                "mlx5",
+                                "mlx6",
+                                "mlx8",
+                                "mlx-mixed"};
+
+std::string CaseName(
+    const ::testing::TestParamInfo<FormatGolden::ParamType>& info) {
+  const auto& [backend, source, format] = info.param;
+  const bool fast = backend == kernels::Backend::kCpu;
+  std::string name =
+      absl::StrCat(fast ? "fast_" : "plain_", source, "_", format);
+  std::replace(name.begin(), name.end(), '-', '_');
+  return name;
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Fast,
+    FormatGolden,
+    ::testing::Combine(::testing::Values(kernels::Backend::kCpu),
+                       ::testing::Values("tiny", "random"),
+                       ::testing::ValuesIn(kFormats)),
+    CaseName);
+// The plain twin takes its time over the larger model.
+INSTANTIATE_TEST_SUITE_P(
+    Plain,
+    FormatGolden,
+    ::testing::Combine(::testing::Values(kernels::Backend::kCpuPlain),
+                       ::testing::Values("random"),
+                       ::testing::ValuesIn(kFormats)),
+    CaseName);
+
+// Against the model before it was quantised: 8 bits keep its greedy tokens up
+// to the first close call; of the others the agreement is printed.
+TEST(QuantisedModel, KeepsTheGreedyTokensInEightBits) {
+  for (const char* format : {"mlx8", "fp8", "mlx6", "gptq-int4", "mlx4"}) {
+    const auto model = OpenChecked("tiny", format);
+    ASSERT_NE(model, nullptr);
+    testing::SingleProcess process(kernels::Backend::kCpu, {}, 2, *model);
+    for (const char* name : {"story", "len63"}) {
+      const testing::GoldenPrompt& prompt = testing::FindGolden(name);
+      const testing::GoldenTensors tensors(name);
+      const auto top5 = tensors.Floats("greedy_top5_logprobs");
+      std::vector<float> gaps;
+      for (size_t i = 0; i < top5.size(); i += 5) {
+        gaps.push_back(top5[i] - top5[i + 1]);
+      }
+      auto greedy = prompt.greedy_ids;
+      greedy.resize(UntilCloseCall(gaps));
+      ASSERT_GE(greedy.size(), 3u);
+      auto sequence = process.runner->Open(0);
+      const auto logits = *process.runner->Prefill(&sequence, prompt.ids);
+      const size_t vocab = model->config().vocab_size;
+      const std::vector<float> last(logits.end() - vocab, logits.end());
+      const size_t kept = FollowGreedy(*process.runner, sequence, last, greedy);
+      std::cout << format << ", " << name << ": " << kept << " of "
+                << greedy.size() << " greedy tokens before a close call\n";
+      if (std::string(format) == "mlx8") {
+        EXPECT_EQ(kept, greedy.size()) << name;
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace conclave::parity
