@@ -27,7 +27,7 @@ constexpr uint64_t kWeightBytesMax = uint64_t{256} << 20;
 constexpr absl::Duration kMeasureFor = absl::Milliseconds(1200);
 constexpr double kBeginAfterMax_s = 10;
 constexpr size_t kRoundsMin = 5;
-constexpr int64_t kFp8Rows = 128, kGptqGroup = 128, kMlxGroup = 64;
+constexpr int64_t kGptqGroup = 128, kMlxGroup = 64;
 constexpr int32_t kGroupMin = 32;
 // Patterns of small numbers: the time of a product depends on no value, as
 // long as none is denormal or NaN.
@@ -68,7 +68,7 @@ absl::StatusOr<WeightLayout> LayoutOf(const std::string& format,
   const bool gptq = format == "gptq-int4";
   if (format == "fp8") {
     layout.dtype = DType::kF8E4M3;
-    layout.group = static_cast<int32_t>(std::gcd(kFp8Rows, of_slice));
+    layout.group = static_cast<int32_t>(std::gcd(int64_t{kFp8Block}, of_slice));
   } else if (gptq || (format.starts_with("mlx") && format.size() == 4)) {
     layout.dtype = DType::kU32;
     layout.bits = gptq ? 4 : format[3] - '0';

@@ -2,28 +2,22 @@
 #include "common/checkpoint/linear.h"
 
 #include <algorithm>
-#include <cstring>
 #include <numeric>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "common/checkpoint/fp8.h"
+#include "common/checkpoint/tensor_check.h"
 #include "common/checkpoint/tensor_list.h"
 #include "common/status_macros.h"
 
 namespace conclave::checkpoint {
 namespace {
 
-absl::Status Bad(const TensorView& tensor, const std::string& what) {
-  return absl::InvalidArgumentError(
-      absl::StrCat(tensor.file, ": tensor ", tensor.name, ": ", what));
-}
-
 // [.., rows, cols] -> the last two.
 absl::Status SetShape(Linear& out) {
   const std::vector<int64_t>& shape = out.weight.shape;
-  if (shape.size() < 2) return Bad(out.weight, "is no matrix");
+  if (shape.size() < 2) return BadTensor(out.weight, "is no matrix");
   out.layout.rows = shape[shape.size() - 2];
   out.layout.cols = shape.back();
   out.layout.dtype = out.weight.dtype;
@@ -67,7 +61,7 @@ absl::StatusOr<Linear> FindAffine(const Checkpoint& checkpoint,
   out.layout.scale_dtype = out.scales->dtype;
   out.layout.biases = true;
   if (out.biases->dtype != out.scales->dtype) {
-    return Bad(*out.biases, "its dtype differs from that of the scales");
+    return BadTensor(*out.biases, "its dtype differs from that of the scales");
   }
   return out;
 }
@@ -136,8 +130,9 @@ absl::StatusOr<WeightLayout> LayoutOf(const Linear& linear,
   const int64_t multiple = fp8 ? kFp8Block : std::max(out.group, 1);
   if (!fits(cut.col_begin, cut.col_end, out.cols, multiple) ||
       (fp8 && !fits(cut.row_begin, cut.row_end, out.rows, multiple))) {
-    return Bad(linear.weight,
-               absl::StrCat("can only be cut at multiples of ", multiple));
+    return BadTensor(
+        linear.weight,
+        absl::StrCat("can only be cut at multiples of ", multiple));
   }
   out.rows = cut.rows();
   out.cols = cut.cols();

@@ -73,9 +73,4 @@ absl::Status ReadPart(const Checkpoint& checkpoint,
                       const WeightLayout& layout,
                       const WeightSpans& out);
 
-// InvalidArgument if a half-precision number is infinite or none; `tensor` is
-// the one to name.
-absl::Status CheckFinite(std::span<const std::byte> halves,
-                         const TensorView& tensor);
-
 }  // namespace conclave::checkpoint

@@ -5,9 +5,8 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "common/checkpoint/fp8.h"
 #include "common/checkpoint/linear.h"
-#include "common/checkpoint/tensor_list.h"
+#include "common/checkpoint/tensor_check.h"
 #include "common/status_macros.h"
 
 namespace conclave::checkpoint {
@@ -15,11 +14,6 @@ namespace {
 
 // Rows that are not taken whole are read so many bytes at a time.
 constexpr uint64_t kPieceBytes = uint64_t{1} << 20;
-
-absl::Status Bad(const TensorView& tensor, const std::string& what) {
-  return absl::InvalidArgumentError(
-      absl::StrCat(tensor.file, ": tensor ", tensor.name, ": ", what));
-}
 
 // Calls visit(row, bytes) for rows [begin, end) of a tensor whose rows have so
 // many bytes; reads many at a time.
@@ -102,19 +96,19 @@ absl::Status CheckGptq(const Checkpoint& checkpoint, const Linear& linear) {
   const uint32_t expected = 0x11111111u * linear.zero;
   for (const uint32_t word : words) {
     if (word == expected) continue;
-    return Bad(*linear.zeros,
-               absl::StrCat("has zero points other than ",
-                            linear.zero,
-                            "; only symmetric GPTQ is supported"));
+    return BadTensor(*linear.zeros,
+                     absl::StrCat("has zero points other than ",
+                                  linear.zero,
+                                  "; only symmetric GPTQ is supported"));
   }
   std::vector<int32_t> order(linear.order->data.size() / sizeof(int32_t));
   RETURN_IF_ERROR(checkpoint.ReadBytes(
       *linear.order, 0, std::as_writable_bytes(std::span(order))));
   for (size_t k = 0; k < order.size(); ++k) {
     if (order[k] == static_cast<int32_t>(k) / linear.layout.group) continue;
-    return Bad(*linear.order,
-               "orders columns by activation (desc_act), which is not "
-               "supported");
+    return BadTensor(*linear.order,
+                     "orders columns by activation (desc_act), which is not "
+                     "supported");
   }
   return absl::OkStatus();
 }
@@ -164,20 +158,6 @@ absl::Status ReadFp8(const Checkpoint& checkpoint,
 }
 
 }  // namespace
-
-absl::Status CheckFinite(std::span<const std::byte> halves,
-                         const TensorView& tensor) {
-  // All ones in the exponent: infinite or no number.
-  const uint16_t exponent = tensor.dtype == DType::kF16 ? 0x7C00 : 0x7F80;
-  bool bad = false;
-  for (size_t i = 0; i + 1 < halves.size(); i += sizeof(uint16_t)) {
-    uint16_t bits;
-    std::memcpy(&bits, halves.data() + i, sizeof(bits));
-    bad |= (bits & exponent) == exponent;
-  }
-  return bad ? Bad(tensor, "has a number that is not finite")
-             : absl::OkStatus();
-}
 
 absl::Status ReadPart(const Checkpoint& checkpoint,
                       const Linear& linear,

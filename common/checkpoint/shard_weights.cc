@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/checkpoint/linear.h"
+#include "common/checkpoint/tensor_check.h"
 #include "common/status_macros.h"
 
 namespace conclave::checkpoint {
@@ -117,12 +118,9 @@ class Loader {
                     size_t i,
                     StackedWeight& out) {
     if (layout != out.each) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(linear.weight.file,
-                       ": tensor ",
-                       linear.weight.name,
-                       ": its storage differs from that of the layer's "
-                       "other experts"));
+      return BadTensor(linear.weight,
+                       "its storage differs from that of the layer's other "
+                       "experts");
     }
     const auto part = [&](Buffer& buffer, uint64_t bytes) {
       return buffer.bytes().subspan(i * bytes, bytes);

@@ -229,6 +229,19 @@ bool IsMlx(const HasTensorFn& has) {
   return has("layers.0.mlp.switch_mlp.gate_proj.weight");
 }
 
+bool IsPublishedAsFp8(std::string_view name) {
+  for (const char* kept : {"embed_tokens",
+                           "lm_head",
+                           "in_proj_a",
+                           "in_proj_b",
+                           "mlp.gate.",
+                           "shared_expert_gate",
+                           "mtp.fc"}) {
+    if (name.find(kept) != name.npos) return false;
+  }
+  return true;
+}
+
 absl::Status ForEachExpectedTensor(const ModelConfig& config,
                                    bool with_mtp,
                                    const HasTensorFn& has,

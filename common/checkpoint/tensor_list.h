@@ -43,6 +43,10 @@ using ExpectedTensorFn = std::function<absl::Status(const ExpectedTensor&)>;
 // every zero-centred norm with 1 added, conv1d transposed.
 bool IsMlx(const HasTensorFn& has);
 
+// Whether the published FP8 checkpoints convert this linear, by its name
+// without prefix (docs/qwen3.5-moe 2.4).
+bool IsPublishedAsFp8(std::string_view name);
+
 // Calls `visit` for every tensor of the language model and, if `with_mtp`, of
 // the MTP block; stops at the first error. `has` decides between fused,
 // stacked and per-expert experts, layer by layer, and between quantised and

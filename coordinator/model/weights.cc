@@ -4,8 +4,8 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "common/checkpoint/fp8.h"
 #include "common/checkpoint/linear.h"
+#include "common/checkpoint/tensor_check.h"
 #include "common/status_macros.h"
 
 namespace conclave::model {
@@ -33,8 +33,8 @@ class Reader {
                      checkpoint::FindLinear(checkpoint_, prefix_ + module));
     const WeightLayout& layout = linear.layout;
     if (layout.rows != rows || layout.cols != cols) {
-      return Bad(linear.weight,
-                 absl::StrCat("shape is not [", rows, ", ", cols, "]"));
+      return checkpoint::BadTensor(
+          linear.weight, absl::StrCat("shape is not [", rows, ", ", cols, "]"));
     }
     StoredWeight weight{.layout = layout};
     if (linear.transposed) {
@@ -69,7 +69,8 @@ class Reader {
           checkpoint::CheckFp8Codes(linear.weight.data, linear.weight));
     } else if (dtype != DType::kU32 && dtype != DType::kF32 &&
                dtype != DType::kBF16) {
-      return Bad(linear.weight, "dtype is neither F32 nor BF16");
+      return checkpoint::BadTensor(linear.weight,
+                                   "dtype is neither F32 nor BF16");
     }
     out->data = Aligned(linear.weight, dtype == DType::kF32 ? 4 : 2);
     if (linear.scales.has_value()) {
@@ -92,7 +93,8 @@ class Reader {
     if (out->size() != static_cast<size_t>(size)) {
       ASSIGN_OR_RETURN(const TensorView tensor,
                        checkpoint_.Find(prefix_ + name));
-      return Bad(tensor, absl::StrCat("does not have ", size, " elements"));
+      return checkpoint::BadTensor(
+          tensor, absl::StrCat("does not have ", size, " elements"));
     }
     return absl::OkStatus();
   }
@@ -115,11 +117,6 @@ class Reader {
     const auto address = reinterpret_cast<uintptr_t>(tensor.data.data());
     if (address % alignment == 0) return tensor.data.data();
     return Keep(Buffer::Copy(tensor.data));
-  }
-
-  static absl::Status Bad(const TensorView& tensor, const std::string& why) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(tensor.file, ": tensor ", tensor.name, ": ", why));
   }
 
   const checkpoint::Checkpoint& checkpoint_;

@@ -127,46 +127,27 @@ uint64_t MlxBits(WeightFormat format) {
 }
 
 bool Quantised(WeightFormat format, const Linear& linear) {
-  switch (format) {
-    case WeightFormat::kBf16:
-      return false;
-    case WeightFormat::kFp8:
-      return linear.role == Role::kExpert || linear.role == Role::kShared ||
-             linear.role == Role::kMixer;
-    case WeightFormat::kGptqInt4:
-      return linear.part == Part::kExperts;
-    case WeightFormat::kMlx3:
-    case WeightFormat::kMlx4:
-    case WeightFormat::kMlx5:
-    case WeightFormat::kMlx6:
-    case WeightFormat::kMlx8:
-      return true;
+  if (format == WeightFormat::kFp8) {
+    return linear.role == Role::kExpert || linear.role == Role::kShared ||
+           linear.role == Role::kMixer;
   }
-  return false;
+  if (format == WeightFormat::kGptqInt4) return linear.part == Part::kExperts;
+  return MlxBits(format) > 0;
 }
 
 // One linear of the format. `files`: with what only the files hold.
 uint64_t LinearBytes(WeightFormat format, const Linear& l, bool files) {
   const uint64_t size = l.rows * l.cols;
   if (!Quantised(format, l)) return size * kBf16Bytes;
-  switch (format) {
-    case WeightFormat::kBf16:
-      break;
-    case WeightFormat::kFp8:
-      return size + kBf16Bytes * U(Fp8Blocks(l.rows) * Fp8Blocks(l.cols));
-    case WeightFormat::kGptqInt4: {
-      const uint64_t groups = size / kGptqGroup;
-      const uint64_t zeros_and_index = groups / 2 + 4 * l.cols;
-      return size / 2 + 2 * groups + (files ? zeros_and_index : 0);
-    }
-    case WeightFormat::kMlx3:
-    case WeightFormat::kMlx4:
-    case WeightFormat::kMlx5:
-    case WeightFormat::kMlx6:
-    case WeightFormat::kMlx8:
-      return size * MlxBits(format) / 8 + 2 * kBf16Bytes * (size / kMlxGroup);
+  if (const uint64_t bits = MlxBits(format); bits > 0) {
+    return size * bits / 8 + 2 * kBf16Bytes * (size / kMlxGroup);
   }
-  return size * kBf16Bytes;
+  if (format == WeightFormat::kFp8) {
+    return size + kBf16Bytes * U(Fp8Blocks(l.rows) * Fp8Blocks(l.cols));
+  }
+  const uint64_t groups = size / kGptqGroup;
+  const uint64_t zeros_and_index = groups / 2 + 4 * l.cols;
+  return size / 2 + 2 * groups + (files ? zeros_and_index : 0);
 }
 
 uint64_t VectorBytes(WeightFormat format, const Vectors& v, bool files) {
@@ -311,23 +292,10 @@ WeightBytes ResidentBytes(const ModelConfig& shape, WeightFormat format) {
 }
 
 int32_t ColumnMultiple(const ModelConfig& shape, WeightFormat format) {
-  const auto group = [&]() -> uint64_t {
-    switch (format) {
-      case WeightFormat::kBf16:
-        return kFloatColumns;
-      case WeightFormat::kFp8:
-        return kFp8Block;
-      case WeightFormat::kGptqInt4:
-        return kGptqGroup;
-      case WeightFormat::kMlx3:
-      case WeightFormat::kMlx4:
-      case WeightFormat::kMlx5:
-      case WeightFormat::kMlx6:
-      case WeightFormat::kMlx8:
-        return kMlxGroup;
-    }
-    return kFloatColumns;
-  }();
+  const uint64_t group = MlxBits(format) > 0                 ? kMlxGroup
+                         : format == WeightFormat::kFp8      ? kFp8Block
+                         : format == WeightFormat::kGptqInt4 ? kGptqGroup
+                                                             : kFloatColumns;
   const int32_t width = shape.moe_intermediate_size;
   // Experts that are no whole number of groups stay whole.
   return U(width) % group == 0 ? static_cast<int32_t>(group) : width;

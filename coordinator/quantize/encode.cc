@@ -33,11 +33,6 @@ uint16_t RoundUpToBf16(float value) {
 
 }  // namespace
 
-uint16_t RoundToBf16(float value) {
-  const auto bits = std::bit_cast<uint32_t>(value);
-  return static_cast<uint16_t>((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
-}
-
 void EncodeAffine(std::span<const float> row,
                   const checkpoint::AffineFormat& format,
                   std::span<uint8_t> codes,
@@ -55,8 +50,8 @@ void EncodeAffine(std::span<const float> row,
     const float steps = std::nearbyint(edge / scale);
     if (steps != 0) scale = edge / steps;
     const float bias = steps != 0 ? edge : 0.0f;
-    scales[g] = RoundToBf16(scale);
-    biases[g] = RoundToBf16(bias);
+    scales[g] = ToBf16(scale);
+    biases[g] = ToBf16(bias);
     // Codes for the scale and bias that a reader has.
     const float read_scale = FromBf16(scales[g]);
     const float read_bias = FromBf16(biases[g]);

@@ -26,7 +26,4 @@ void EncodeFp8(std::span<const float> rows,
                std::span<uint8_t> codes,
                std::span<uint16_t> scales);
 
-// Round to nearest, ties to even.
-uint16_t RoundToBf16(float value);
-
 }  // namespace conclave::quantize

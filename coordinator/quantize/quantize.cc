@@ -13,6 +13,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "common/bf16.h"
 #include "common/checkpoint/linear.h"
 #include "common/status_macros.h"
 #include "coordinator/quantize/encode.h"
@@ -128,20 +129,19 @@ class Writer {
                       uint64_t at,
                       OutputFile& file) {
     ASSIGN_OR_RETURN(std::vector<float> values, source_.ReadFloats(weight.key));
-    const bool zero_centred =
-        weight.key.ends_with("norm.weight") &&
-        weight.key.find("linear_attn") == std::string::npos;
-    const bool norm = zero_centred || IsMtpNorm(weight.key);
     const float shift = (target_.format != TargetFormat::kFp8 ? 1.0f : 0.0f) -
                         (source_.folded_norms() ? 1.0f : 0.0f);
-    if (norm) {
+    if (IsZeroCentred(weight.key)) {
       for (float& value : values) value += shift;
     }
     return Floats(weight, at, values, file);
   }
 
-  static bool IsMtpNorm(std::string_view key) {
-    return key.starts_with("mtp.pre_fc_norm_");
+  // Every norm but that of Gated DeltaNet.
+  static bool IsZeroCentred(std::string_view key) {
+    return key.starts_with("mtp.pre_fc_norm_") ||
+           (key.ends_with("norm.weight") &&
+            key.find("linear_attn") == std::string::npos);
   }
 
   absl::Status Floats(const OutputWeight& weight,
@@ -152,7 +152,7 @@ class Writer {
       return Put(file, at, std::as_bytes(values));
     }
     halves_.resize(values.size());
-    std::transform(values.begin(), values.end(), halves_.begin(), RoundToBf16);
+    std::transform(values.begin(), values.end(), halves_.begin(), ToBf16);
     return Put(file, at, std::as_bytes(std::span(halves_)));
   }
 
@@ -179,7 +179,7 @@ class Writer {
           linear.transposed ? rows : std::max<int64_t>(fitting, kFp8Block);
       for (int64_t row = 0; row < rows; row += step) {
         RETURN_IF_ERROR(Decode(linear, row, std::min(row + step, rows)));
-        if (weight.fp8) {
+        if (weight.tensors[0].dtype == DType::kF8E4M3) {
           RETURN_IF_ERROR(Fp8(cols, offsets, file));
         } else if (weight.affine.bits > 0) {
           RETURN_IF_ERROR(Affine(weight.affine, cols, offsets, file));

@@ -3,15 +3,16 @@
 
 #include <algorithm>
 #include <boost/json.hpp>
-#include <fstream>
 #include <functional>
-#include <iterator>
 #include <numeric>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "common/checkpoint/model_config.h"
+#include "common/checkpoint/strict_json.h"
 #include "common/checkpoint/tensor_list.h"
+#include "common/checkpoint/tensor_names.h"
+#include "common/limits.h"
 #include "common/status_macros.h"
 
 namespace conclave::quantize {
@@ -31,24 +32,11 @@ int32_t BitsOf(TargetFormat format) {
 
 bool IsMtp(std::string_view key) { return key.starts_with("mtp."); }
 
-// docs/qwen3.5-moe 2.4: what an FP8 checkpoint converts.
-bool BecomesFp8(std::string_view key) {
-  for (const char* kept : {"embed_tokens",
-                           "lm_head",
-                           "in_proj_a",
-                           "in_proj_b",
-                           "mlp.gate.",
-                           "shared_expert_gate",
-                           "mtp.fc"}) {
-    if (key.find(kept) != key.npos) return false;
-  }
-  return true;
-}
-
 // Answers for the output what a loader asks of a checkpoint.
 bool OutputHas(TargetFormat format, std::string_view key) {
   if (format == TargetFormat::kFp8) {
-    if (key.ends_with(checkpoint::kScaleSuffix)) return BecomesFp8(key);
+    if (key.ends_with(checkpoint::kScaleSuffix))
+      return checkpoint::IsPublishedAsFp8(key);
     return key.ends_with(".experts.0.gate_proj.weight");
   }
   return key.ends_with(checkpoint::kAffineScales) ||
@@ -84,13 +72,11 @@ void AddOverrides(const ModelConfig& config, json::object& out) {
 absl::StatusOr<std::string> OutputConfig(const checkpoint::Checkpoint& source,
                                          TargetFormat format) {
   const std::string path = source.folder() + "/config.json";
-  std::ifstream in(path);
-  const std::string text((std::istreambuf_iterator<char>(in)), {});
-  boost::system::error_code error;
-  json::value document = json::parse(text, error);
-  if (error || !document.is_object()) {
-    return absl::InvalidArgumentError(path + ": cannot be read again");
-  }
+  ASSIGN_OR_RETURN(
+      const std::string text,
+      checkpoint::ReadSmallFile(path, limits::kConfigFileBytesMax));
+  ASSIGN_OR_RETURN(json::value document,
+                   checkpoint::ParseStrictJson(text, path));
   json::object& config = document.as_object();
   json::object* const nested = config.contains("text_config")
                                    ? config["text_config"].if_object()
@@ -117,7 +103,7 @@ absl::StatusOr<std::string> OutputConfig(const checkpoint::Checkpoint& source,
 }
 
 std::string FileName(TargetFormat format, const std::string& key) {
-  const bool top = IsMtp(key) || key.starts_with("lm_head.");
+  const bool top = checkpoint::IsTop(key);
   if (format == TargetFormat::kFp8) {
     return (top ? "" : "model.language_model.") + key;
   }
@@ -192,7 +178,6 @@ absl::StatusOr<Target> MakeTarget(const checkpoint::Checkpoint& source,
         weight.key = tensor.name;
         weight.linear = tensor.shape.size() >= 2 &&
                         tensor.name.find("conv1d") == std::string::npos;
-        weight.fp8 = tensor.kind == TensorKind::kFp8;
         if (tensor.kind == TensorKind::kAffine) {
           weight.affine = config.quantisation.Of(
               tensor.name.substr(0, tensor.name.rfind('.')));

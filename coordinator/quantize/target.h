@@ -29,7 +29,6 @@ struct OutputWeight {
   std::string key;  // without prefix: "layers.0.mlp.gate.weight", "A_log"
   bool linear = false;
   checkpoint::AffineFormat affine;  // MLX codes; bits == 0: none
-  bool fp8 = false;
   std::vector<OutputTensor> tensors;
   uint64_t bytes() const;
 };

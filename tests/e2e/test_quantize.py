@@ -87,8 +87,8 @@ def test_mlx_reads_the_result(tmp_path, source, form, bits, limit):
 def test_the_mtp_block_stands_where_mlx_does_not_look(tmp_path):
     out = quantise(tmp_path, "mlx4")
     assert not any("mtp" in name for name in mlx_tensors(out))
-    apart_ = mx.load(str(out / "mtp/weights.safetensors"))
-    assert apart_["mtp.fc.weight"].shape[-1] * 4 == apart_["mtp.fc.scales"].shape[-1] * 64
+    mtp = mx.load(str(out / "mtp/weights.safetensors"))
+    assert mtp["mtp.fc.weight"].shape[-1] * 4 == mtp["mtp.fc.scales"].shape[-1] * 64
 
 
 def test_conclave_runs_the_results(tmp_path):

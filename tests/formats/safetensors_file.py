@@ -10,20 +10,22 @@ NUMPY = {"F32": np.float32, "BF16": np.uint16, "F16": np.float16, "I32": np.int3
          "U32": np.uint32, "F8_E4M3": np.uint8}
 
 
+def entries(path):
+    """Tensors of one file as (name, dtype, shape, bytes), in its order."""
+    raw = pathlib.Path(path).read_bytes()
+    n = struct.unpack("<Q", raw[:8])[0]
+    header = json.loads(raw[8:8 + n])
+    header.pop("__metadata__", None)
+    for name, t in header.items():
+        a, b = t["data_offsets"]
+        yield name, t["dtype"], t["shape"], raw[8 + n + a:8 + n + b]
+
+
 def read(folder):
     """All tensors of a checkpoint: {name: (dtype, array)}."""
-    out = {}
-    for path in sorted(pathlib.Path(folder).glob("*.safetensors")):
-        raw = path.read_bytes()
-        n = struct.unpack("<Q", raw[:8])[0]
-        header = json.loads(raw[8:8 + n])
-        header.pop("__metadata__", None)
-        for name, t in header.items():
-            a, b = t["data_offsets"]
-            data = np.frombuffer(raw, NUMPY[t["dtype"]], offset=8 + n + a,
-                                 count=(b - a) // NUMPY[t["dtype"]]().itemsize)
-            out[name] = (t["dtype"], data.reshape(t["shape"]))
-    return out
+    return {name: (dtype, np.frombuffer(data, NUMPY[dtype]).reshape(shape))
+            for path in sorted(pathlib.Path(folder).glob("*.safetensors"))
+            for name, dtype, shape, data in entries(path)}
 
 
 def write(path, tensors, metadata=None):

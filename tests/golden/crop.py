@@ -13,20 +13,13 @@ import shutil
 import struct
 import sys
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "formats"))
+from safetensors_file import entries  # noqa: E402
+
 ROWS = {"add": 16, "story": 16, "len63": 16, "len64": 16, "len129": 16, "multi_turn": 16, "len65": 16}
 # Tensors whose rows are positions: (name, axis of the positions).
 POSITIONS = {"logits": 0, "hidden": 1, "final_hidden": 0,
              "router_index": 1, "router_weight": 1}
-
-
-def read(path):
-    raw = path.read_bytes()
-    n = struct.unpack("<Q", raw[:8])[0]
-    header = json.loads(raw[8:8 + n])
-    header.pop("__metadata__", None)
-    for name, t in header.items():
-        a, b = t["data_offsets"]
-        yield name, t["dtype"], t["shape"], raw[8 + n + a:8 + n + b]
 
 
 def crop(data, shape, axis, rows):
@@ -47,7 +40,7 @@ def main():
         p.pop("bf16")
         name, rows = p["name"], ROWS.get(p["name"], 1 << 30)
         tensors, kept = [], None
-        for key, dtype, shape, data in read(source / f"{name}.fp32.safetensors"):
+        for key, dtype, shape, data in entries(source / f"{name}.fp32.safetensors"):
             if key in POSITIONS and shape[POSITIONS[key]] > rows:
                 axis = POSITIONS[key]
                 data = crop(data, shape, axis, rows)

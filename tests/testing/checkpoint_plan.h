@@ -14,6 +14,7 @@
 #include "common/check.h"
 #include "common/checkpoint/model_config.h"
 #include "common/checkpoint/tensor_list.h"
+#include "common/checkpoint/tensor_names.h"
 #include "common/dtype.h"
 #include "tests/testing/checkpoint_options.h"
 
@@ -58,17 +59,7 @@ inline bool HasTensor(const CheckpointOptions& o, std::string_view key) {
     return o.format == QuantFormat::kMlx;
   }
   if (key.ends_with(".qweight")) return key.find("experts.") != key.npos;
-  if (!key.ends_with("_scale_inv")) return true;
-  for (const char* bf16 : {"embed_tokens",
-                           "lm_head",
-                           "in_proj_a",
-                           "in_proj_b",
-                           "mlp.gate.",
-                           "shared_expert_gate",
-                           "mtp.fc"}) {
-    if (key.find(bf16) != key.npos) return false;
-  }
-  return true;
+  return !key.ends_with("_scale_inv") || checkpoint::IsPublishedAsFp8(key);
 }
 
 // A quantised weight as the list has it, or its numbers in float32.
@@ -99,8 +90,7 @@ inline PlannedTensor PlanTensor(const CheckpointOptions& o,
     }
   }
   const bool mlx = o.format == checkpoint::QuantFormat::kMlx;
-  const bool top =
-      out.key.starts_with("mtp.") || out.key.starts_with("lm_head.");
+  const bool top = checkpoint::IsTop(out.key);
   const std::string model = mlx ? "language_model.model." : o.prefix;
   out.name = (top ? mlx ? "language_model." : "" : model) + out.key;
   return out;

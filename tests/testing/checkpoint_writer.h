@@ -25,8 +25,7 @@ inline void AppendValues(uint32_t seed,
                          size_t count,
                          int64_t fan_in,
                          std::string& out) {
-  for (char c : key) seed = (seed ^ static_cast<uint8_t>(c)) * 16777619u;
-  Seeded random(seed);
+  Seeded random = SeededBy(seed, key);
   const double amplitude = 1.0 / std::sqrt(static_cast<double>(fan_in));
   for (size_t i = 0; i < count; ++i) {
     const auto value = static_cast<float>(random.Real(amplitude));

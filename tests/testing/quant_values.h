@@ -7,14 +7,20 @@
 #include <string>
 #include <vector>
 
+#include "common/bf16.h"
 #include "tests/testing/seeded.h"
 
 namespace conclave::testing {
 
+// Numbers that depend on a seed and a tensor's key.
+inline Seeded SeededBy(uint32_t seed, const std::string& key) {
+  for (char c : key) seed = (seed ^ static_cast<uint8_t>(c)) * 16777619u;
+  return Seeded(seed);
+}
+
 inline std::vector<uint16_t> Bf16Values(
     uint32_t seed, const std::string& key, size_t n, double middle, double by) {
-  for (char c : key) seed = (seed ^ static_cast<uint8_t>(c)) * 16777619u;
-  Seeded random(seed);
+  Seeded random = SeededBy(seed, key);
   std::vector<uint16_t> out;
   for (size_t i = 0; i < n; ++i) {
     const auto value = static_cast<float>(middle + random.Real(by));
@@ -25,8 +31,7 @@ inline std::vector<uint16_t> Bf16Values(
 
 // FP8 codes without NaN, and their scales per block of 128 x 128, by key.
 inline std::string Fp8Codes(uint32_t seed, const std::string& key, size_t n) {
-  for (char c : key) seed = (seed ^ static_cast<uint8_t>(c)) * 16777619u;
-  Seeded random(seed);
+  Seeded random = SeededBy(seed, key);
   std::string out;
   for (size_t i = 0; i < n; ++i) {
     const int32_t code = random.Int(256);
@@ -68,8 +73,7 @@ inline std::string Fp8Decoded(uint32_t seed,
 
 // Affine and GPTQ codes: any bits.
 inline std::string AnyBytes(uint32_t seed, const std::string& key, size_t n) {
-  for (char c : key) seed = (seed ^ static_cast<uint8_t>(c)) * 16777619u;
-  Seeded random(seed);
+  Seeded random = SeededBy(seed, key);
   std::string out;
   for (size_t i = 0; i < n; ++i) {
     out.push_back(static_cast<char>(random.Int(256)));
@@ -92,10 +96,6 @@ inline std::vector<uint16_t> AffineBiases(uint32_t seed,
 
 inline std::string FloatBytes(float value) {
   return {reinterpret_cast<const char*>(&value), sizeof(value)};
-}
-
-inline float FromBf16Bits(uint16_t bits) {
-  return std::bit_cast<float>(uint32_t{bits} << 16);
 }
 
 // What MLX codes [.., rows, cols] mean: fma(scale, code, bias), a bit stream
@@ -121,9 +121,9 @@ inline std::string AffineDecoded(uint32_t seed,
           static_cast<uint8_t>(codes[i / cols * row_bytes + bit / 8]);
       code |= uint32_t{byte >> bit % 8 & 1u} << b;
     }
-    out += FloatBytes(std::fma(FromBf16Bits(scales[i / group]),
+    out += FloatBytes(std::fma(FromBf16(scales[i / group]),
                                static_cast<float>(code),
-                               FromBf16Bits(biases[i / group])));
+                               FromBf16(biases[i / group])));
   }
   return out;
 }

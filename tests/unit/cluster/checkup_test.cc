@@ -14,26 +14,15 @@
 #include "common/version.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "tests/testing/start_worker.h"
 #include "tests/testing/tls_test.h"
-#include "worker/worker.h"
 
 namespace conclave::cluster {
 namespace {
 
 using ::testing::HasSubstr;
+using testing::StartWorker;
 using testing::TlsTest;
-
-std::unique_ptr<worker::Worker> StartWorker(const v1::Tls& tls = {}) {
-  auto worker = worker::Worker::Start({.name = "w0",
-                                       .address = "127.0.0.1:0",
-                                       .model = "",
-                                       .threads = 1,
-                                       .spin_us = 0,
-                                       .tls = tls,
-                                       .progress = nullptr});
-  EXPECT_TRUE(worker.ok()) << worker.status();
-  return *std::move(worker);
-}
 
 v1::Worker At(int port, const std::string& name = "w0") {
   v1::Worker worker;
@@ -84,7 +73,7 @@ class Listener {
 };
 
 TEST(Checkup, AWorkerTellsVersionMemoryAndTime) {
-  const auto worker = StartWorker();
+  const auto worker = StartWorker("w0");
   const Checkup checkup = CheckWorker(At(worker->port()), Options());
   ASSERT_TRUE(checkup.ok()) << checkup.control;
   EXPECT_EQ(checkup.version, Version());
@@ -97,7 +86,7 @@ TEST(Checkup, AWorkerTellsVersionMemoryAndTime) {
 }
 
 TEST(Checkup, AnotherNameIsTold) {
-  const auto worker = StartWorker();
+  const auto worker = StartWorker("w0");
   const Checkup checkup = CheckWorker(At(worker->port(), "w7"), Options());
   EXPECT_EQ(checkup.reach.reach, Reach::kOk);
   EXPECT_THAT(std::string(checkup.control.message()),
@@ -105,7 +94,7 @@ TEST(Checkup, AnotherNameIsTold) {
 }
 
 TEST(Checkup, PortsWithoutAWorker) {
-  const int free = StartWorker()->port();
+  const int free = StartWorker("w0")->port();
   EXPECT_EQ(CheckWorker(At(free), Options()).reach.reach, Reach::kRefused);
   v1::Worker nowhere = At(1);
   nowhere.set_address("no-such-host.invalid:7101");
@@ -124,19 +113,19 @@ TEST(Checkup, PortsThatCanBeListenedOn) {
   const Listener taken("");
   const std::string address = absl::StrCat("127.0.0.1:", taken.port());
   EXPECT_EQ(CanListen(address).code(), absl::StatusCode::kUnavailable);
-  const int free = StartWorker()->port();
+  const int free = StartWorker("w0")->port();
   EXPECT_TRUE(CanListen(absl::StrCat("127.0.0.1:", free)).ok());
   EXPECT_EQ(CanListen("192.0.2.1:80").code(),
             absl::StatusCode::kInvalidArgument);
 }
 
 TEST(Checkup, WorkersMeasureTogether) {
-  const auto a = StartWorker(), b = StartWorker();
+  const auto a = StartWorker("w0"), b = StartWorker("w0");
   v1::MeasureRequest request;
   request.set_hidden(64);
   request.set_width(32);
   request.set_top_k(2);
-  const int free = StartWorker()->port();
+  const int free = StartWorker("w0")->port();
   const auto replies = MeasureWorkers(
       {At(a->port()), At(free), At(b->port())}, request, Options());
   ASSERT_EQ(replies.size(), 3u);
@@ -149,18 +138,18 @@ TEST(Checkup, WorkersMeasureTogether) {
 
 TEST_F(TlsTest, MismatchesAreToldApart) {
   const auto keys = *transport::ReadTls(Tls("ca", "ca"));
-  const auto plain = StartWorker();
+  const auto plain = StartWorker("w0");
   EXPECT_EQ(CheckWorker(At(plain->port()), Options(keys)).reach.reach,
             Reach::kNoTls);
-  const auto secure = StartWorker(Tls("ca", "ca"));
+  const auto secure = StartWorker("w0", 0, Tls("ca", "ca"));
   EXPECT_TRUE(CheckWorker(At(secure->port()), Options(keys)).ok());
   EXPECT_EQ(CheckWorker(At(secure->port()), Options()).reach.reach,
             Reach::kWantsTls);
-  const auto stranger = StartWorker(Tls("stranger", "stranger"));
+  const auto stranger = StartWorker("w0", 0, Tls("stranger", "stranger"));
   EXPECT_EQ(CheckWorker(At(stranger->port()), Options(keys)).reach.reach,
             Reach::kBadPeerCert);
   // It has a certificate that we trust, and trusts another authority itself.
-  const auto picky = StartWorker(Tls("stranger", "ca"));
+  const auto picky = StartWorker("w0", 0, Tls("stranger", "ca"));
   EXPECT_EQ(CheckWorker(At(picky->port()), Options(keys)).reach.reach,
             Reach::kRefusesCert);
 }

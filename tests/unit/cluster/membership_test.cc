@@ -19,32 +19,18 @@
 #include "coordinator/cluster/placement.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "tests/testing/start_worker.h"
 #include "tests/testing/tls_test.h"
-#include "worker/worker.h"
 
 namespace conclave::cluster {
 namespace {
 
 using ::testing::HasSubstr;
 using ::testing::Not;
+using testing::StartWorker;
 using testing::TlsTest;
 
 constexpr char kModel[] = "deploy/models/qwen3.5-moe-tiny";
-
-std::unique_ptr<worker::Worker> StartWorker(const std::string& name,
-                                            int port = 0,
-                                            const v1::Tls& tls = {}) {
-  auto worker =
-      worker::Worker::Start({.name = name,
-                             .address = absl::StrCat("127.0.0.1:", port),
-                             .model = "",
-                             .threads = 1,
-                             .spin_us = 0,
-                             .tls = tls,
-                             .progress = nullptr});
-  EXPECT_TRUE(worker.ok()) << worker.status();
-  return worker.ok() ? *std::move(worker) : nullptr;
-}
 
 // A port that nobody listens on.
 int FreePort() { return StartWorker("free")->port(); }
