@@ -52,12 +52,17 @@ class Workspace {
   size_t used_ = 0;   // bytes used of it
 };
 
+// What products with quantised weights multiply; kernels/int8.h says which
+// weights and how rows are rounded. Everything else is float32.
+enum class Activations : uint8_t { kF32, kInt8 };
+
 // What a block needs beside its operands. Owned by the caller; one context per
 // calling thread.
 struct Context {
   Backend backend = Backend::kCpu;
   ThreadPool* pool = nullptr;      // never null
   Workspace* workspace = nullptr;  // never null
+  Activations activations = Activations::kF32;
 };
 
 // SIMD targets. Names as Highway prints them, any case ("AVX2", "AVX3",

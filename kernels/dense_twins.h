@@ -14,7 +14,8 @@ namespace conclave::kernels {
 
 namespace plain {
 
-void MatMul(std::span<const float> x,
+void MatMul(const Context& context,
+            std::span<const float> x,
             int64_t rows,
             const WeightView& w,
             std::span<float> out);

@@ -4,6 +4,7 @@
 #include "common/check.h"
 #include "common/limits.h"
 #include "common/status_macros.h"
+#include "kernels/int8.h"
 #include "kernels/linear.h"
 #include "kernels/sequence_forms.h"
 
@@ -60,8 +61,10 @@ absl::Status GdnMixer(const Context& context,
   std::span<float> y = context.workspace->Floats(rows * values);
   RETURN_IF_ERROR(MatMul(context, u, batch.rows, weights.in_qkv, mixed));
   RETURN_IF_ERROR(MatMul(context, u, batch.rows, weights.in_z, z));
-  RETURN_IF_ERROR(MatMul(context, u, batch.rows, weights.in_b, b));
-  RETURN_IF_ERROR(MatMul(context, u, batch.rows, weights.in_a, a));
+  // How much a state keeps and takes: few rows, and errors add up.
+  const Context exact = WithFloats(context);
+  RETURN_IF_ERROR(MatMul(exact, u, batch.rows, weights.in_b, b));
+  RETURN_IF_ERROR(MatMul(exact, u, batch.rows, weights.in_a, a));
   const GdnRows all{.mixed = mixed, .z = z, .b = b, .a = a, .y = y};
   for (const SequenceRows& sequence : batch.sequences) {
     CheckSequence(shape, state, sequence);

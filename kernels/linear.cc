@@ -22,7 +22,7 @@ absl::Status MatMul(const Context& context,
   CONCLAVE_CHECK(HasSize(x.size(), rows, w.cols));
   CONCLAVE_CHECK(HasSize(out.size(), rows, w.rows));
   if (context.backend == Backend::kCpuPlain) {
-    plain::MatMul(x, rows, w, out);
+    plain::MatMul(context, x, rows, w, out);
   } else {
     fast::MatMul(context, x, rows, w, out);
   }

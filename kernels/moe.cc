@@ -5,6 +5,7 @@
 
 #include "common/check.h"
 #include "kernels/dense_twins.h"
+#include "kernels/int8.h"
 
 namespace conclave::kernels {
 namespace {
@@ -59,7 +60,7 @@ absl::Status Route(const Context& context,
   if (context.backend == Backend::kCpuPlain) {
     Workspace::Scope scope(context.workspace);
     std::span<float> logits = context.workspace->Floats(rows * gate.rows);
-    plain::MatMul(u, rows, gate, logits);
+    plain::MatMul(WithFloats(context), u, rows, gate, logits);
     plain::RouteFromLogits(logits, rows, top_k, ids, weights);
   } else {
     fast::Route(context, gate, u, rows, top_k, ids, weights);

@@ -13,12 +13,63 @@
 #include "hwy/highway.h"
 #include "kernels/cpu/affine_row-inl.h"
 #include "kernels/cpu/dot_tile-inl.h"
+#include "kernels/cpu/int8_dot-inl.h"
+#include "kernels/cpu/int8_row-inl.h"
 #include "kernels/cpu/pack-inl.h"
 #include "kernels/cpu/weight_row-inl.h"
 #include "kernels/weight.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace conclave::kernels::HWY_NAMESPACE {
+
+HWY_INLINE RowForm FormOf(const Context& context, const WeightView& w) {
+  if (TakesInt8(context, w)) {
+    return w.bits == 4 ? RowForm::kNibbles : RowForm::kBytes;
+  }
+  return InPairs(w) ? RowForm::kPairs : RowForm::kFloats;
+}
+
+HWY_INLINE bool IsInt8(RowForm form) { return form >= RowForm::kNibbles; }
+
+// Floats of a packed row with `cols` columns.
+HWY_INLINE int64_t PackedStride(RowForm form, int64_t cols) {
+  return IsInt8(form) ? Int8Stride(cols) : PaddedCols(cols);
+}
+
+// Columns [begin, end) of a row, from `from` on, into a packed row of `cols`.
+// begin is a multiple of kPackedColumns; end too, or cols. Reads whole steps.
+constexpr int64_t kPackedColumns = 32;
+static_assert(kPackedColumns % kStep == 0 && kPackedColumns == kInt8Block);
+
+HWY_INLINE void PackColumns(RowForm form,
+                            const float* from,
+                            int64_t cols,
+                            int64_t begin,
+                            int64_t end,
+                            float* row) {
+  if (IsInt8(form)) {
+    const bool nibbles = form == RowForm::kNibbles;
+    for (int64_t i = begin; i < end; i += kInt8Block) {
+      PackInt8Block(nibbles, from + i - begin, cols, i / kInt8Block, row);
+    }
+    if (end == cols) PackInt8End(cols, row);
+    return;
+  }
+  for (int64_t i = begin; i < end; i += kStep) {
+    PackStep(form == RowForm::kPairs, from + i - begin, row + i);
+  }
+}
+
+HWY_INLINE void PackWholeRow(RowForm form,
+                             const float* from,
+                             int64_t cols,
+                             float* to) {
+  if (IsInt8(form)) {
+    PackColumns(form, from, cols, 0, cols, to);
+  } else {
+    PackRow(form == RowForm::kPairs, from, cols, to);
+  }
+}
 
 template <int kOuts, class Row>
 struct OutRows {
@@ -30,6 +81,24 @@ struct OutRows {
     }
   }
 };
+
+// The rows of one tile that stores all of its sums before they go on.
+template <int kBits, bool kVnni>
+HWY_NOINLINE void Int8Rows(const float* const (&x)[4],
+                           int64_t count,
+                           const Int8Row* w,
+                           int64_t cols,
+                           float (&out)[4][8]) {
+  if (count == 1) {
+    Int8Tile<1, 4, kBits, kVnni>(x, w, cols, out);
+  } else if (count == 2) {
+    Int8Tile<2, 4, kBits, kVnni>(x, w, cols, out);
+  } else if (count == 3) {
+    Int8Tile<3, 4, kBits, kVnni>(x, w, cols, out);
+  } else {
+    Int8Tile<4, 4, kBits, kVnni>(x, w, cols, out);
+  }
+}
 
 // Not inlined, nor are tiles: with all storages in one function compilers take
 // minutes under sanitizers.
@@ -75,8 +144,42 @@ HWY_NOINLINE void DotBlockOf(const PackedRows& x,
   }
 }
 
+template <int kBits, bool kVnni, class Sink>
+HWY_NOINLINE void Int8DotBlock(const PackedRows& x,
+                               int64_t rows,
+                               const WeightView& w,
+                               int64_t begin,
+                               int64_t end,
+                               const Sink& sink) {
+  float sums[4][8];
+  const int64_t outs = rows == 1 ? 8 : 4;
+  for (int64_t o = begin; o < end; o += outs) {
+    const OutRows<8, Int8Row> weight(w, o, end);
+    for (int64_t r = 0; r < rows; r += kTileRows) {
+      const int64_t count = std::min<int64_t>(kTileRows, rows - r);
+      const auto at = [&](int64_t i) {
+        return x.at(std::min(r + i, rows - 1));
+      };
+      const float* const four[] = {at(0), at(1), at(2), at(3)};
+      if (rows == 1) {
+        Int8Tile<1, 8, kBits, kVnni>(four, weight.row, w.cols, sums);
+      } else {
+        Int8Rows<kBits, kVnni>(four, count, weight.row, w.cols, sums);
+      }
+      for (int64_t i = 0; i < count; ++i) {
+        for (int64_t j = 0; j < std::min(outs, end - o); j += 4) {
+          sink(r + i,
+               o + j,
+               hn::LoadU(F32x4(), sums[i] + j),
+               std::min<int64_t>(4, end - o - j));
+        }
+      }
+    }
+  }
+}
+
 // sink(row, out, four sums, how many count) for every row and every out in
-// [begin, end) of w. x is packed for w: InPairs.
+// [begin, end) of w. x is packed for w: FormOf.
 template <class Sink>
 HWY_INLINE void DotBlock(const PackedRows& x,
                          int64_t rows,
@@ -84,7 +187,17 @@ HWY_INLINE void DotBlock(const PackedRows& x,
                          int64_t begin,
                          int64_t end,
                          const Sink& sink) {
-  if (w.packing == Packing::kFp8Block) {
+  if (x.form == RowForm::kNibbles) {
+    if (HasVnni()) {
+      return Int8DotBlock<4, true>(x, rows, w, begin, end, sink);
+    }
+    Int8DotBlock<4, false>(x, rows, w, begin, end, sink);
+  } else if (x.form == RowForm::kBytes) {
+    if (HasVnni()) {
+      return Int8DotBlock<8, true>(x, rows, w, begin, end, sink);
+    }
+    Int8DotBlock<8, false>(x, rows, w, begin, end, sink);
+  } else if (w.packing == Packing::kFp8Block) {
     DotBlockOf<Fp8Row>(x, rows, w, begin, end, sink);
   } else if (w.packing == Packing::kAffine) {
     switch (w.bits) {

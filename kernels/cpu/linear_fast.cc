@@ -34,15 +34,15 @@ void MatMulImpl(const Context& context,
                 const WeightView& w,
                 float* out) {
   Workspace::Scope scope(context.workspace);
-  const bool pairs = InPairs(w);
-  const int64_t stride = PaddedCols(w.cols);
+  const RowForm form = FormOf(context, w);
+  const int64_t stride = PackedStride(form, w.cols);
   float* packed = context.workspace->Floats(rows * stride).data();
   context.pool->ParallelFor(
       rows,
       kElementsPerTask / stride + 1,
       [&](int64_t begin, int64_t end) HWY_ATTR {
         for (int64_t r = begin; r < end; ++r) {
-          PackRow(pairs, x + r * w.cols, w.cols, packed + r * stride);
+          PackWholeRow(form, x + r * w.cols, w.cols, packed + r * stride);
         }
       });
   const int64_t row_block = RowBlock(w.cols);
@@ -57,7 +57,7 @@ void MatMulImpl(const Context& context,
           const int64_t row = task / out_blocks * row_block;
           const int64_t first = task % out_blocks * kOutBlock;
           float* to = out + row * w.rows;
-          DotBlock({packed + row * stride, stride},
+          DotBlock({packed + row * stride, stride, nullptr, form},
                    std::min(row_block, rows - row),
                    w,
                    first,

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "kernels/dense_twins.h"
+#include "kernels/int8.h"
 
 namespace conclave::kernels::plain {
 namespace {
@@ -23,10 +24,17 @@ float SumOfSquares(const float* x, int64_t n) {
 
 }  // namespace
 
-void MatMul(std::span<const float> x,
+void MatMul(const Context& context,
+            std::span<const float> x,
             int64_t rows,
             const WeightView& w,
             std::span<float> out) {
+  std::vector<float> rounded;
+  if (TakesInt8(context, w)) {
+    rounded.resize(x.size());
+    RoundToInt8(x, rounded);
+    x = rounded;
+  }
   std::vector<float> weight(static_cast<size_t>(w.cols));
   for (int64_t o = 0; o < w.rows; ++o) {
     DecodeRow(w, o, weight);

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "kernels/dense_twins.h"
+#include "kernels/int8.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/cpu/moe_fast.cc"
@@ -40,8 +41,7 @@ namespace {
 constexpr int64_t kMacsPerTask = 64 * 1024;
 constexpr int64_t kElementsPerTask = 32 * 1024;
 // Columns of the intermediate (whole packing steps) and of hidden per task.
-constexpr int64_t kColumns = 32;
-static_assert(kColumns % kStep == 0);
+constexpr int64_t kColumns = kPackedColumns;
 
 // x / (1 + exp(-x)), for any x: exp's argument is never positive.
 HWY_INLINE V Silu(V x) {
@@ -64,8 +64,8 @@ void GateUp(const Ffn& ffn,
             const ExpertEntries& entries,
             int64_t begin,
             int64_t end,
-            float* packed,
-            int64_t stride) {
+            const PackedRows& packed,
+            float* to) {
   HWY_ALIGN float gate[kTileEntries * kColumns];
   HWY_ALIGN float up[kTileEntries * kColumns];
   const int64_t rows = tile.end - tile.begin;
@@ -76,7 +76,7 @@ void GateUp(const Ffn& ffn,
   const int32_t* row = entries.row.data() + tile.begin;
   const auto dot =
       [&](const PackedRows& in, const WeightView& w, float* to) HWY_ATTR {
-        DotBlock({in.data, in.stride, row},
+        DotBlock({in.data, in.stride, row, in.form},
                  rows,
                  Rows(w, tile.slice * ffn.width, ffn.width),
                  begin,
@@ -88,7 +88,6 @@ void GateUp(const Ffn& ffn,
   dot(x.gate, ffn.gate, gate);
   dot(x.up, ffn.up, up);
   const F32 df;
-  const bool pairs = InPairs(ffn.down);
   const int64_t columns = PaddedCols(end - begin);
   for (int64_t r = 0; r < rows; ++r) {
     for (int64_t i = r * kColumns; i < r * kColumns + columns; i += kLanes) {
@@ -96,10 +95,12 @@ void GateUp(const Ffn& ffn,
           hn::Mul(Silu(hn::Load(df, gate + i)), hn::Load(df, up + i));
       hn::Store(product, df, gate + i);
     }
-    float* to = packed + (tile.begin + r) * stride + begin;
-    for (int64_t i = 0; i < columns; i += kStep) {
-      PackStep(pairs, gate + r * kColumns + i, to + i);
-    }
+    PackColumns(packed.form,
+                gate + r * kColumns,
+                ffn.width,
+                begin,
+                end,
+                to + (tile.begin + r) * packed.stride);
   }
 }
 
@@ -111,7 +112,9 @@ void Down(const Ffn& ffn,
           int64_t begin,
           int64_t end,
           float* out) {
-  const PackedRows x{packed.data + tile.begin * packed.stride, packed.stride};
+  const PackedRows x{.data = packed.data + tile.begin * packed.stride,
+                     .stride = packed.stride,
+                     .form = packed.form};
   DotBlock(x,
            tile.end - tile.begin,
            Rows(ffn.down, tile.slice * ffn.hidden, ffn.hidden),
@@ -130,8 +133,8 @@ void GateUpAll(const Context& context,
                const ExpertEntries& entries,
                std::span<const EntryTile> tiles,
                const Inputs& x,
-               float* packed,
-               int64_t stride) {
+               const PackedRows& packed,
+               float* to) {
   const int64_t blocks = (ffn.width + kColumns - 1) / kColumns;
   const int64_t tasks = blocks * static_cast<int64_t>(tiles.size());
   const int64_t macs = entries.row.size() * 2 * ffn.width * ffn.hidden;
@@ -140,7 +143,7 @@ void GateUpAll(const Context& context,
       const EntryTile& tile = tiles[task / blocks];
       const int64_t first = task % blocks * kColumns;
       const int64_t last = std::min(first + kColumns, ffn.width);
-      GateUp(ffn, tile, x, entries, first, last, packed, stride);
+      GateUp(ffn, tile, x, entries, first, last, packed, to);
     }
   };
   context.pool->ParallelFor(tasks, kMacsPerTask * tasks / (macs + 1) + 1, body);
@@ -181,25 +184,28 @@ void FfnImpl(const Context& context,
              float* out) {
   Workspace::Scope scope(context.workspace);
   const int64_t count = static_cast<int64_t>(entries.row.size());
-  const int64_t x_stride = PaddedCols(ffn.hidden);
-  const int64_t stride = PaddedCols(ffn.width);
-  float* packed = context.workspace->Floats(count * stride).data();
-  const auto pack = [&](bool pairs) {
+  PackedRows packed{.form = FormOf(context, ffn.down)};
+  packed.stride = PackedStride(packed.form, ffn.width);
+  float* between = context.workspace->Floats(count * packed.stride).data();
+  packed.data = between;
+  const auto pack = [&](RowForm form) {
+    const int64_t x_stride = PackedStride(form, ffn.hidden);
     float* to = context.workspace->Floats(rows * x_stride).data();
     const auto body = [&](int64_t begin, int64_t end) HWY_ATTR {
       for (int64_t r = begin; r < end; ++r) {
-        PackRow(pairs, x + r * ffn.hidden, ffn.hidden, to + r * x_stride);
+        PackWholeRow(form, x + r * ffn.hidden, ffn.hidden, to + r * x_stride);
       }
     };
     context.pool->ParallelFor(rows, kElementsPerTask / x_stride + 1, body);
-    return PackedRows{to, x_stride};
+    return PackedRows{to, x_stride, nullptr, form};
   };
-  const bool pairs = InPairs(ffn.gate);
+  const RowForm form = FormOf(context, ffn.gate);
+  const RowForm form_up = FormOf(context, ffn.up);
   Inputs inputs;
-  inputs.gate = inputs.up = pack(pairs);
-  if (InPairs(ffn.up) != pairs) inputs.up = pack(!pairs);
-  GateUpAll(context, ffn, entries, tiles, inputs, packed, stride);
-  DownAll(context, ffn, entries, tiles, {packed, stride}, rows, out);
+  inputs.gate = inputs.up = pack(form);
+  if (form_up != form) inputs.up = pack(form_up);
+  GateUpAll(context, ffn, entries, tiles, inputs, packed, between);
+  DownAll(context, ffn, entries, tiles, packed, rows, out);
 }
 
 }  // namespace
@@ -242,7 +248,7 @@ void Route(const Context& context,
            std::span<float> weights) {
   Workspace::Scope scope(context.workspace);
   std::span<float> logits = context.workspace->Floats(rows * gate.rows);
-  MatMul(context, u, rows, gate, logits);
+  MatMul(WithFloats(context), u, rows, gate, logits);
   context.pool->ParallelFor(
       rows, 16 * 1024 / gate.rows + 1, [&](int64_t begin, int64_t end) {
         for (int64_t r = begin; r < end; ++r) {
@@ -286,7 +292,7 @@ void SharedExpert(const Context& context,
   std::span<float> share = context.workspace->Floats(rows);
   std::span<int32_t> slice = context.workspace->Ints(rows);
   std::span<int32_t> row = context.workspace->Ints(rows);
-  MatMul(context, u, rows, weights.router, share);
+  MatMul(WithFloats(context), u, rows, weights.router, share);
   for (float& s : share) s = 1.0f / (1.0f + std::exp(-s));
   std::fill(slice.begin(), slice.end(), 0);
   std::iota(row.begin(), row.end(), 0);

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "kernels/dense_twins.h"
+#include "kernels/int8.h"
 
 namespace conclave::kernels::plain {
 namespace {
@@ -51,10 +52,10 @@ void ExpertFfn(const Context& context,
     const int64_t slice = entries.slice[e];
     const int64_t row = entries.row[e];
     const auto in = x.subspan(row * hidden, hidden);
-    MatMul(in, 1, Rows(weights.gate, slice * width, width), gate);
-    MatMul(in, 1, Rows(weights.up, slice * width, width), up);
+    MatMul(context, in, 1, Rows(weights.gate, slice * width, width), gate);
+    MatMul(context, in, 1, Rows(weights.up, slice * width, width), up);
     for (int64_t i = 0; i < width; ++i) gate[i] = Silu(gate[i]) * up[i];
-    MatMul(gate, 1, Rows(weights.down, slice * hidden, hidden), y);
+    MatMul(context, gate, 1, Rows(weights.down, slice * hidden, hidden), y);
     for (int64_t i = 0; i < hidden; ++i) {
       out[row * hidden + i] += entries.weight[e] * y[i];
     }
@@ -72,11 +73,11 @@ void SharedExpert(const Context& context,
   std::span<float> gate = context.workspace->Floats(rows * width);
   std::span<float> up = context.workspace->Floats(rows * width);
   std::span<float> share = context.workspace->Floats(rows);
-  MatMul(u, rows, weights.gate, gate);
-  MatMul(u, rows, weights.up, up);
-  MatMul(u, rows, weights.router, share);
+  MatMul(context, u, rows, weights.gate, gate);
+  MatMul(context, u, rows, weights.up, up);
+  MatMul(WithFloats(context), u, rows, weights.router, share);
   for (int64_t i = 0; i < rows * width; ++i) gate[i] = Silu(gate[i]) * up[i];
-  MatMul(gate, rows, weights.down, out);
+  MatMul(context, gate, rows, weights.down, out);
   for (int64_t r = 0; r < rows; ++r) {
     for (int64_t i = 0; i < hidden; ++i) {
       out[r * hidden + i] *= Sigmoid(share[r]);

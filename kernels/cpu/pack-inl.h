@@ -92,11 +92,20 @@ HWY_INLINE void PrefetchRow(const T* row, int64_t ahead, const WeightView& w) {
   }
 }
 
+// How rows of x are packed for the weight that they meet.
+enum class RowForm : uint8_t {
+  kFloats,   // as they are
+  kPairs,    // even elements of a step, then odd ones
+  kNibbles,  // int8, for codes of 4 bits: int8_row-inl.h
+  kBytes,    // int8, for codes of 8 bits
+};
+
 // Packed rows, in order or picked by index.
 struct PackedRows {
   const float* data = nullptr;
   int64_t stride = 0;
   const int32_t* index = nullptr;
+  RowForm form = RowForm::kFloats;
   const float* at(int64_t r) const {
     return data + (index == nullptr ? r : index[r]) * stride;
   }

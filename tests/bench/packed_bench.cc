@@ -9,6 +9,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/check.h"
+#include "kernels/int8.h"
 #include "kernels/linear.h"
 #include "tests/parity/dense/packed_weight.h"
 #include "tests/testing/machine.h"
@@ -19,8 +20,12 @@ namespace {
 constexpr int64_t kOuts = 4096, kCols = 4096;
 constexpr int64_t kRows[] = {1, 8, 64, 512};
 
-void BenchMatMul(benchmark::State& state, const WeightView& w, int64_t rows) {
+void BenchMatMul(benchmark::State& state,
+                 const WeightView& w,
+                 int64_t rows,
+                 Activations activations) {
   Machine machine(Backend::kCpu);
+  machine.context.activations = activations;
   const auto x = testing::Seeded(2).Floats(rows * w.cols);
   std::vector<float> out(rows * w.rows);
   for (auto _ : state) {
@@ -43,10 +48,17 @@ void RegisterAll() {
   }
   for (const int64_t rows : kRows) {
     const auto add = [&](const std::string& name, const WeightView& w) {
-      benchmark::RegisterBenchmark(
-          absl::StrCat(name, "/rows:", rows).c_str(),
-          [w, rows](benchmark::State& state) { BenchMatMul(state, w, rows); })
-          ->UseRealTime();
+      for (const auto a : {Activations::kF32, Activations::kInt8}) {
+        const Context context{.activations = a};
+        const bool int8 = TakesInt8(context, w);
+        if (a == Activations::kInt8 && !int8) continue;
+        benchmark::RegisterBenchmark(
+            absl::StrCat(name, int8 ? "-int8" : "", "/rows:", rows).c_str(),
+            [w, rows, a](benchmark::State& state) {
+              BenchMatMul(state, w, rows, a);
+            })
+            ->UseRealTime();
+      }
     };
     add("bf16", {kHalves.data(), DType::kBF16, kOuts, kCols, kCols});
     for (size_t i = 0; i < formats.size(); ++i) {

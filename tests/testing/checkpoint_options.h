@@ -33,8 +33,14 @@ struct CheckpointOptions {
   int experts = 8;
   int experts_per_token = 2;
   int intermediate = 32;
-  int shared = 32;    // shared expert
-  int head_dim = 32;  // values of Gated DeltaNet: half of it
+  int shared = 32;  // shared expert
+  int heads = 2;
+  int kv_heads = 1;
+  int head_dim = 32;
+  int gdn_key_heads = 1;
+  int gdn_value_heads = 2;
+  int gdn_key_dim = 16;   // per head
+  int gdn_value_dim = 0;  // per head; 0: half of head_dim
   DType dtype = DType::kBF16;
   bool fused = true;  // else three tensors per expert
   bool mtp = false;
@@ -83,10 +89,14 @@ inline std::string ConfigJson(const CheckpointOptions& o) {
          field("num_hidden_layers", o.layers) +
          field("full_attention_interval", 4) +
          field("max_position_embeddings", 4096) +
-         field("num_attention_heads", 2) + field("num_key_value_heads", 1) +
-         field("head_dim", o.head_dim) + field("linear_num_key_heads", 1) +
-         field("linear_num_value_heads", 2) + field("linear_key_head_dim", 16) +
-         field("linear_value_head_dim", o.head_dim / 2) +
+         field("num_attention_heads", o.heads) +
+         field("num_key_value_heads", o.kv_heads) +
+         field("head_dim", o.head_dim) +
+         field("linear_num_key_heads", o.gdn_key_heads) +
+         field("linear_num_value_heads", o.gdn_value_heads) +
+         field("linear_key_head_dim", o.gdn_key_dim) +
+         field("linear_value_head_dim",
+               o.gdn_value_dim > 0 ? o.gdn_value_dim : o.head_dim / 2) +
          field("linear_conv_kernel_dim", 4) + field("num_experts", o.experts) +
          field("num_experts_per_tok", o.experts_per_token) +
          field("moe_intermediate_size", o.intermediate) +
