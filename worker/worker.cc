@@ -14,6 +14,7 @@
 #include "worker/control_service.h"
 #include "worker/expert_runner.h"
 #include "worker/expert_store.h"
+#include "worker/peer_service.h"
 
 namespace conclave::worker {
 namespace {
@@ -28,18 +29,30 @@ int32_t Threads(const WorkerOptions& options) {
 }  // namespace
 
 struct Worker::Impl {
-  explicit Impl(const WorkerOptions& options)
+  Impl(const WorkerOptions& options,
+       const transport::TlsKeys& keys,
+       std::unique_ptr<delivery::SliceCache> slices)
       : pool(Threads(options), options.spin_us),
-        store(options.model),
+        cache(std::move(slices)),
+        store({.model = options.model,
+               .hint = options.hint,
+               .cache = cache.get(),
+               .dial =
+                   [keys](const std::string& address) {
+                     return transport::Dial(
+                         address, keys, transport::Traffic::kBulk);
+                   }}),
         runner(options.name.empty() ? options.address : options.name,
                &store,
                options.backend,
                &pool),
+        peers(options.name, &store),
         control({.name = options.name,
                  .threads = Threads(options),
                  .spin_us = options.spin_us,
                  .store = &store,
                  .runner = &runner,
+                 .peers = &peers,
                  .clock = RealClock(),
                  .progress = options.progress}),
         exchange({.spin_us = options.spin_us,
@@ -52,8 +65,10 @@ struct Worker::Impl {
                       }}) {}
 
   ThreadPool pool;
+  std::unique_ptr<delivery::SliceCache> cache;
   ExpertStore store;
   ExpertRunner runner;
+  PeerService peers;
   ControlService control;
   transport::GrpcExchangeServer exchange;
   std::unique_ptr<grpc::Server> server;
@@ -63,6 +78,7 @@ struct Worker::Impl {
 Worker::Worker(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 
 Worker::~Worker() {
+  impl_->store.Stop();
   if (impl_->server != nullptr) {
     impl_->server->Shutdown(absl::ToChronoTime(RealClock()->Now() + kGrace));
   }
@@ -72,8 +88,13 @@ Worker::~Worker() {
 absl::StatusOr<std::unique_ptr<Worker>> Worker::Start(WorkerOptions options) {
   ASSIGN_OR_RETURN(const transport::TlsKeys keys,
                    transport::ReadTls(options.tls));
-  auto worker =
-      std::unique_ptr<Worker>(new Worker(std::make_unique<Impl>(options)));
+  std::unique_ptr<delivery::SliceCache> cache;
+  if (!options.cache.empty()) {
+    ASSIGN_OR_RETURN(
+        cache, delivery::SliceCache::Open(options.cache, options.cache_bytes));
+  }
+  auto worker = std::unique_ptr<Worker>(
+      new Worker(std::make_unique<Impl>(options, keys, std::move(cache))));
   Impl& impl = *worker->impl_;
   grpc::ServerBuilder builder;
   transport::ConfigureServer(&builder);
@@ -93,7 +114,5 @@ absl::StatusOr<std::unique_ptr<Worker>> Worker::Start(WorkerOptions options) {
 }
 
 int Worker::port() const { return impl_->port; }
-
-bool Worker::loading() const { return impl_->control.loading(); }
 
 }  // namespace conclave::worker

@@ -52,9 +52,16 @@ v1::AssignRequest MakeAssign(const ClusterParts& parts,
   const std::string model =
       worker.model().empty() ? parts.config.model() : worker.model();
   const auto absolute = std::filesystem::absolute(model, error);
-  request.set_model(error ? model : absolute.string());
+  if (model != "off") request.set_model(error ? model : absolute.string());
   request.set_config_hash(absl::HexStringToBytes(parts.config_sha256));
   AddShards(parts.placement, static_cast<WorkerId>(index), request);
+  for (const v1::Worker& other : parts.config.workers()) {
+    if (other.name() == worker.name()) continue;
+    v1::Peer* peer = request.add_peers();
+    peer->set_name(other.name());
+    peer->set_address(other.address());
+  }
+  request.set_verify_local(parts.config.delivery().verify_local());
   return request;
 }
 
@@ -87,6 +94,8 @@ struct Cluster::Impl {
   // The life of one worker's thread.
   void Keep(size_t index);
   absl::Status BringUp(size_t index, ControlClient* client);
+  // The worker takes its slices; answers what it wants of them.
+  absl::Status Load(size_t index, ControlClient* client);
   absl::Status OpenExchange(size_t index);
   // Until the worker is lost; says why.
   absl::Status Watch(size_t index, ControlClient* client);
@@ -212,19 +221,37 @@ absl::Status Cluster::Impl::BringUp(size_t index, ControlClient* client) {
     state.load_began = parts.clock->Now();
   }
   Enter(index, Phase::kAssign);
-  const auto progress = [&](const v1::LoadProgress& news) {
-    const std::lock_guard<std::mutex> lock(mu);
-    states[index].bytes_done = news.bytes_done();
-    states[index].bytes_total = news.bytes_total();
-    Show(index);
-  };
-  RETURN_IF_ERROR(client->Assign(
-      MakeAssign(parts, index, generation), load_progress, stop, progress));
+  RETURN_IF_ERROR(Load(index, client));
   Enter(index, Phase::kExchange);
   RETURN_IF_ERROR(OpenExchange(index));
   RETURN_IF_ERROR(CheckHealth(index, client));
   Enter(index, Phase::kReady);
   return absl::OkStatus();
+}
+
+absl::Status Cluster::Impl::Load(size_t index, ControlClient* client) {
+  const v1::Worker& worker = parts.config.workers(static_cast<int>(index));
+  v1::AssignRequest request = MakeAssign(parts, index, generation);
+  RETURN_IF_ERROR(parts.supply->Describe(&request));
+  const auto session = parts.supply->Open(
+      request,
+      Peer(index),
+      transport::Dial(worker.address(), keys, transport::Traffic::kBulk),
+      load_progress);
+  const auto progress = [&](const v1::LoadProgress& news) {
+    session->Add(news);
+    const std::lock_guard<std::mutex> lock(mu);
+    WorkerState& state = states[index];
+    state.load_news = parts.clock->Now();
+    state.bytes_done = news.bytes_done();
+    state.bytes_total = news.bytes_total();
+    state.local_bytes = news.local_bytes();
+    state.cache_bytes = news.cache_bytes();
+    state.peer_bytes = news.peer_bytes();
+    state.coordinator_bytes = news.coordinator_bytes();
+    Show(index);
+  };
+  return client->Assign(request, load_progress, stop, progress);
 }
 
 absl::Status Cluster::Impl::OpenExchange(size_t index) {
@@ -326,7 +353,7 @@ Cluster::~Cluster() {
 }
 
 absl::StatusOr<std::unique_ptr<Cluster>> Cluster::Start(ClusterParts parts) {
-  CONCLAVE_CHECK(parts.clock != nullptr);
+  CONCLAVE_CHECK(parts.clock != nullptr && parts.supply != nullptr);
   ASSIGN_OR_RETURN(transport::TlsKeys keys,
                    transport::ReadTls(parts.config.tls()));
   const GrpcTransport::Options options = {

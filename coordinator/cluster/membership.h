@@ -15,6 +15,7 @@
 #include "common/slices.h"
 #include "common/transport/transport.h"
 #include "conclave/v1/config.pb.h"
+#include "coordinator/delivery/supply.h"
 
 namespace conclave::cluster {
 
@@ -37,6 +38,12 @@ struct WorkerState {
   uint64_t bytes_done = 0;
   uint64_t bytes_total = 0;
   absl::Time load_began = absl::InfinitePast();
+  absl::Time load_news = absl::InfinitePast();  // of the last bytes
+  // Of bytes_done, by where the worker took them from.
+  uint64_t local_bytes = 0;
+  uint64_t cache_bytes = 0;
+  uint64_t peer_bytes = 0;
+  uint64_t coordinator_bytes = 0;
   // From Register and Health.
   std::string version;
   std::string simd;
@@ -47,11 +54,12 @@ struct WorkerState {
 };
 
 struct ClusterParts {
-  v1::ClusterConfig config;    // workers, deadlines, tls; defaults applied
-  Placement placement;         // holders are indexes of config.workers
-  std::string config_sha256;   // of the checkpoint, hex
-  Clock* clock = nullptr;      // outlives the cluster
-  Metrics* metrics = nullptr;  // likewise; null: none
+  v1::ClusterConfig config;   // workers, deadlines, tls; defaults applied
+  Placement placement;        // holders are indexes of config.workers
+  std::string config_sha256;  // of the checkpoint, hex
+  delivery::Supply* supply = nullptr;  // outlives the cluster; not null
+  Clock* clock = nullptr;              // outlives the cluster
+  Metrics* metrics = nullptr;          // likewise; null: none
 };
 
 // The workers of one coordinator: a thread per worker dials, registers,
