@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/clock.h"
+#include "common/log.h"
 #include "common/status_macros.h"
 #include "common/thread_pool.h"
 #include "common/transport/channel.h"
@@ -24,6 +25,20 @@ constexpr absl::Duration kGrace = absl::Milliseconds(200);
 
 int32_t Threads(const WorkerOptions& options) {
   return options.threads > 0 ? options.threads : AvailableCores();
+}
+
+// Null: none. Where nobody chose the folder, one that cannot be used is no
+// reason not to serve.
+absl::StatusOr<std::unique_ptr<delivery::SliceCache>> OpenCache(
+    const WorkerOptions& options) {
+  if (options.cache.empty()) return std::unique_ptr<delivery::SliceCache>();
+  auto cache = delivery::SliceCache::Open(options.cache, options.cache_bytes);
+  if (!cache.ok() && options.cache == delivery::CacheFolder("")) {
+    log::Warning(absl::StrCat(std::string(cache.status().message()),
+                              "; fetched slices will not be kept"));
+    return std::unique_ptr<delivery::SliceCache>();
+  }
+  return cache;
 }
 
 }  // namespace
@@ -88,11 +103,7 @@ Worker::~Worker() {
 absl::StatusOr<std::unique_ptr<Worker>> Worker::Start(WorkerOptions options) {
   ASSIGN_OR_RETURN(const transport::TlsKeys keys,
                    transport::ReadTls(options.tls));
-  std::unique_ptr<delivery::SliceCache> cache;
-  if (!options.cache.empty()) {
-    ASSIGN_OR_RETURN(
-        cache, delivery::SliceCache::Open(options.cache, options.cache_bytes));
-  }
+  ASSIGN_OR_RETURN(auto cache, OpenCache(options));
   auto worker = std::unique_ptr<Worker>(
       new Worker(std::make_unique<Impl>(options, keys, std::move(cache))));
   Impl& impl = *worker->impl_;

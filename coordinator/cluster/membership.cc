@@ -5,12 +5,10 @@
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
-#include <filesystem>
 #include <mutex>
 #include <thread>
 #include <utility>
 
-#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "common/check.h"
@@ -21,8 +19,8 @@
 #include "common/transport/channel.h"
 #include "common/transport/grpc_transport.h"
 #include "common/version.h"
+#include "coordinator/cluster/assign_request.h"
 #include "coordinator/cluster/control_client.h"
-#include "coordinator/cluster/placement.h"
 #include "coordinator/cluster/worker_metrics.h"
 
 namespace conclave::cluster {
@@ -39,30 +37,6 @@ constexpr absl::Duration kOpenInterval = absl::Milliseconds(1);
 
 absl::Duration Seconds(double seconds, double fallback) {
   return absl::Seconds(seconds > 0 ? seconds : fallback);
-}
-
-v1::AssignRequest MakeAssign(const ClusterParts& parts,
-                             size_t index,
-                             uint64_t generation) {
-  const v1::Worker& worker = parts.config.workers(static_cast<int>(index));
-  v1::AssignRequest request;
-  request.set_generation(generation);
-  // A worker that was started elsewhere has another working directory.
-  std::error_code error;
-  const std::string model =
-      worker.model().empty() ? parts.config.model() : worker.model();
-  const auto absolute = std::filesystem::absolute(model, error);
-  if (model != "off") request.set_model(error ? model : absolute.string());
-  request.set_config_hash(absl::HexStringToBytes(parts.config_sha256));
-  AddShards(parts.placement, static_cast<WorkerId>(index), request);
-  for (const v1::Worker& other : parts.config.workers()) {
-    if (other.name() == worker.name()) continue;
-    v1::Peer* peer = request.add_peers();
-    peer->set_name(other.name());
-    peer->set_address(other.address());
-  }
-  request.set_verify_local(parts.config.delivery().verify_local());
-  return request;
 }
 
 }  // namespace
@@ -231,7 +205,8 @@ absl::Status Cluster::Impl::BringUp(size_t index, ControlClient* client) {
 
 absl::Status Cluster::Impl::Load(size_t index, ControlClient* client) {
   const v1::Worker& worker = parts.config.workers(static_cast<int>(index));
-  v1::AssignRequest request = MakeAssign(parts, index, generation);
+  v1::AssignRequest request = MakeAssign(
+      parts.config, parts.placement, parts.config_sha256, index, generation);
   RETURN_IF_ERROR(parts.supply->Describe(&request));
   const auto session = parts.supply->Open(
       request,
