@@ -32,7 +32,7 @@ ControlService::~ControlService() {
 }
 
 void ControlService::Handle(const std::string& method,
-                            const std::string& request,
+                            std::string request,
                             transport::Responder respond) {
   if (method == "/conclave.v1.WorkerControl/Register") {
     v1::RegisterRequest message;
@@ -70,7 +70,8 @@ void ControlService::Handle(const std::string& method,
     return;
   }
   if (method == "/conclave.v1.WorkerDelivery/Deliver") {
-    return options_.store->inbox()->Deliver(request, std::move(respond));
+    return options_.store->inbox()->Deliver(std::move(request),
+                                            std::move(respond));
   }
   if (method == "/conclave.v1.WorkerControl/Measure") {
     v1::MeasureRequest message;
@@ -79,7 +80,7 @@ void ControlService::Handle(const std::string& method,
     }
     return StartMeasure(std::move(message), std::move(respond));
   }
-  options_.peers->Handle(method, request, std::move(respond));
+  options_.peers->Handle(method, std::move(request), std::move(respond));
 }
 
 void ControlService::StartMeasure(v1::MeasureRequest request,

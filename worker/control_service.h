@@ -37,7 +37,7 @@ class ControlService {
 
   // A transport::CallHandler.
   void Handle(const std::string& method,
-              const std::string& request,
+              std::string request,
               transport::Responder respond);
 
  private:

@@ -26,16 +26,17 @@ PeerService::~PeerService() {
 }
 
 void PeerService::Handle(const std::string& method,
-                         const std::string& request,
+                         std::string request,
                          transport::Responder respond) {
   const bool holds = method == "/conclave.v1.WorkerDelivery/Holds";
   if (!holds && method != "/conclave.v1.WorkerDelivery/Fetch") {
     return respond.finish(
         absl::UnimplementedError(absl::StrCat("there is no method ", method)));
   }
-  const absl::Status status = calls_.Push([this, holds, request, respond] {
-    holds ? AnswerHolds(request, respond) : AnswerFetch(request, respond);
-  });
+  const absl::Status status =
+      calls_.Push([this, holds, request = std::move(request), respond] {
+        holds ? AnswerHolds(request, respond) : AnswerFetch(request, respond);
+      });
   if (!status.ok()) respond.finish(status);
 }
 

@@ -22,7 +22,7 @@ class PeerService {
 
   // From the poller. ResourceExhausted when too many calls wait.
   void Handle(const std::string& method,
-              const std::string& request,
+              std::string request,
               transport::Responder respond);
 
  private:

@@ -74,9 +74,10 @@ struct Worker::Impl {
                   .handler = [this](auto f) { return runner.Handle(f); },
                   .control =
                       [this](const std::string& method,
-                             const std::string& request,
+                             std::string request,
                              transport::Responder respond) {
-                        control.Handle(method, request, std::move(respond));
+                        control.Handle(
+                            method, std::move(request), std::move(respond));
                       }}) {}
 
   ThreadPool pool;

@@ -14,7 +14,7 @@ namespace conclave::delivery {
 
 // Most bytes of a slice in one frame: a lost one costs little, and the
 // exchange on the same wire waits for no longer than this takes.
-inline constexpr uint64_t kPieceBytes = uint64_t{4} << 20;
+inline constexpr uint64_t kPieceBytes = uint64_t{1} << 20;
 
 // u32 length of the header, header, room for `bytes` bytes to be filled in.
 // `body` is that room.

@@ -41,22 +41,6 @@ absl::Duration Seconds(double seconds, double fallback) {
 
 }  // namespace
 
-std::string_view Name(Phase phase) {
-  switch (phase) {
-    case Phase::kConnect:
-      return "connect";
-    case Phase::kAssign:
-      return "load";
-    case Phase::kExchange:
-      return "open exchange";
-    case Phase::kReady:
-      return "ready";
-    case Phase::kSilent:
-      return "silent";
-  }
-  return "unknown";
-}
-
 struct Cluster::Impl {
   Impl(ClusterParts p, transport::TlsKeys k, const GrpcTransport::Options& o)
       : parts(std::move(p)),
@@ -216,17 +200,16 @@ absl::Status Cluster::Impl::Load(size_t index, ControlClient* client) {
   const auto progress = [&](const v1::LoadProgress& news) {
     session->Add(news);
     const std::lock_guard<std::mutex> lock(mu);
-    WorkerState& state = states[index];
-    state.load_news = parts.clock->Now();
-    state.bytes_done = news.bytes_done();
-    state.bytes_total = news.bytes_total();
-    state.local_bytes = news.local_bytes();
-    state.cache_bytes = news.cache_bytes();
-    state.peer_bytes = news.peer_bytes();
-    state.coordinator_bytes = news.coordinator_bytes();
+    Apply(news, parts.clock->Now(), &states[index]);
     Show(index);
   };
-  return client->Assign(request, load_progress, stop, progress);
+  RETURN_IF_ERROR(client->Assign(request, load_progress, stop, progress));
+  const std::lock_guard<std::mutex> lock(mu);
+  if (states[index].bytes_total > 0) {
+    log::Info(
+        absl::StrCat("worker ", Peer(index), " ", LoadedText(states[index])));
+  }
+  return absl::OkStatus();
 }
 
 absl::Status Cluster::Impl::OpenExchange(size_t index) {

@@ -15,43 +15,10 @@
 #include "common/slices.h"
 #include "common/transport/transport.h"
 #include "conclave/v1/config.pb.h"
+#include "coordinator/cluster/worker_state.h"
 #include "coordinator/delivery/supply.h"
 
 namespace conclave::cluster {
-
-// What a worker is up to, as seen from here.
-enum class Phase {
-  kConnect,   // dialled, registered
-  kAssign,    // loads its slices
-  kExchange,  // opens the exchange streams
-  kReady,
-  kSilent,  // was ready; does not answer, its link still stands
-};
-std::string_view Name(Phase phase);
-
-struct WorkerState {
-  std::string name;
-  std::string address;
-  Phase phase = Phase::kConnect;
-  absl::Status error;  // the last one, kept until the worker is ready
-  // The load, for a bar with rate and time left.
-  uint64_t bytes_done = 0;
-  uint64_t bytes_total = 0;
-  absl::Time load_began = absl::InfinitePast();
-  absl::Time load_news = absl::InfinitePast();  // of the last bytes
-  // Of bytes_done, by where the worker took them from.
-  uint64_t local_bytes = 0;
-  uint64_t cache_bytes = 0;
-  uint64_t peer_bytes = 0;
-  uint64_t coordinator_bytes = 0;
-  // From Register and Health.
-  std::string version;
-  std::string simd;
-  int32_t threads = 0;
-  uint64_t frames_served = 0;
-  uint64_t resident_bytes = 0;
-  uint64_t memory_free_bytes = 0;
-};
 
 struct ClusterParts {
   v1::ClusterConfig config;   // workers, deadlines, tls; defaults applied

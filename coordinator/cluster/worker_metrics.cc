@@ -3,7 +3,7 @@
 
 #include <string>
 
-#include "coordinator/cluster/membership.h"
+#include "coordinator/cluster/worker_state.h"
 
 namespace conclave::cluster {
 namespace {

@@ -1,6 +1,7 @@
 """Workers that have no checkpoint: where their experts come from, what a load
 costs, and what happens when it is cut off."""
 import json
+import os
 import re
 import select
 import shutil
@@ -141,6 +142,11 @@ def test_memory_and_page_faults_of_a_load(make_cluster, wide):
             # 134 MB of one fused tensor would show.
             assert peak - steady < 128 * MIB, program.log.name
         assert status_kib(worker, "VmHWM") * 1024 < held + 256 * MIB
+    # Whatever is not in memory by now would have to come from the disk.
+    for file in [*wide.iterdir(), *(one.folder / "cache").glob("??/*")]:
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())
+            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     before = [major_faults(p) for p in programs]
     text_of(one)
     assert [major_faults(p) for p in programs] == before

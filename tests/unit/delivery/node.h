@@ -41,9 +41,9 @@ class Node {
                    .handler = [](auto) { return Buffer(); },
                    .control =
                        [this](const std::string& method,
-                              const std::string& request,
+                              std::string request,
                               transport::Responder respond) {
-                         Answer(method, request, std::move(respond));
+                         Answer(method, std::move(request), std::move(respond));
                        }}) {
     grpc::ServerBuilder builder;
     transport::ConfigureServer(&builder);
@@ -121,7 +121,7 @@ class Node {
     if (method.ends_with("/Deliver")) {
       return store.inbox()->Deliver(std::move(request), std::move(respond));
     }
-    peers_.Handle(method, request, std::move(respond));
+    peers_.Handle(method, std::move(request), std::move(respond));
   }
 
   const std::unique_ptr<delivery::SliceCache> cache_;
