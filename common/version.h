@@ -10,6 +10,6 @@ namespace conclave {
 std::string_view Version();
 
 // Of control plane and exchange frames; both sides must have the same.
-inline constexpr uint32_t kProtocolVersion = 1;
+inline constexpr uint32_t kProtocolVersion = 2;
 
 }  // namespace conclave

@@ -3,6 +3,7 @@
 
 #include "coordinator/cli/bench_decode.h"
 #include "coordinator/cli/bench_exchange.h"
+#include "coordinator/cli/bench_load.h"
 #include "coordinator/cli/chat.h"
 #include "coordinator/cli/command.h"
 #include "coordinator/cli/doctor.h"
@@ -18,6 +19,7 @@ int main(int argc, char** argv) {
                                cli::DoctorCommand(),
                                cli::QuantizeCommand(),
                                cli::BenchDecodeCommand(),
-                               cli::BenchExchangeCommand()};
+                               cli::BenchExchangeCommand(),
+                               cli::BenchLoadCommand()};
   return cli::Dispatch("conclave", commands, argc, argv);
 }

@@ -32,7 +32,7 @@ ControlService::~ControlService() {
 }
 
 void ControlService::Handle(const std::string& method,
-                            const std::string& request,
+                            std::string request,
                             transport::Responder respond) {
   if (method == "/conclave.v1.WorkerControl/Register") {
     v1::RegisterRequest message;
@@ -69,6 +69,10 @@ void ControlService::Handle(const std::string& method,
         });
     return;
   }
+  if (method == "/conclave.v1.WorkerDelivery/Deliver") {
+    return options_.store->inbox()->Deliver(std::move(request),
+                                            std::move(respond));
+  }
   if (method == "/conclave.v1.WorkerControl/Measure") {
     v1::MeasureRequest message;
     if (!message.ParseFromString(request)) {
@@ -76,8 +80,7 @@ void ControlService::Handle(const std::string& method,
     }
     return StartMeasure(std::move(message), std::move(respond));
   }
-  respond.finish(
-      absl::UnimplementedError(absl::StrCat("there is no method ", method)));
+  options_.peers->Handle(method, std::move(request), std::move(respond));
 }
 
 void ControlService::StartMeasure(v1::MeasureRequest request,
@@ -101,16 +104,18 @@ void ControlService::Load(const v1::AssignRequest& request,
                           const transport::Responder& respond) {
   v1::LoadProgress last;
   absl::Time sent = absl::InfinitePast();
-  const auto progress = [&](uint64_t done, uint64_t total) {
-    if (options_.progress) options_.progress(done, total);
-    last.set_bytes_done(done);
-    last.set_bytes_total(total);
+  const auto report = [&](const v1::LoadProgress& progress) {
+    if (options_.progress && progress.bytes_total() > 0) {
+      options_.progress(progress.bytes_done(), progress.bytes_total());
+    }
+    last = progress;
     const absl::Time now = options_.clock->Now();
-    if (now - sent < kProgressInterval) return;
+    if (last.wants().empty() && now - sent < kProgressInterval) return;
     sent = now;
     respond.send(last.SerializeAsString());
+    last.clear_wants();
   };
-  const absl::Status status = options_.store->Assign(request, progress);
+  const absl::Status status = options_.store->Assign(request, report);
   if (status.ok()) {
     log::Info(absl::StrCat("holding shards: ",
                            request.shards_size(),

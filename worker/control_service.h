@@ -13,6 +13,7 @@
 #include "conclave/v1/control.pb.h"
 #include "worker/expert_runner.h"
 #include "worker/expert_store.h"
+#include "worker/peer_service.h"
 
 namespace conclave::worker {
 
@@ -26,22 +27,21 @@ class ControlService {
     int32_t spin_us = 0;
     ExpertStore* store = nullptr;
     const ExpertRunner* runner = nullptr;
+    PeerService* peers = nullptr;
     Clock* clock = nullptr;
     checkpoint::LoadProgressFn progress;  // for the operator; may be null
   };
   explicit ControlService(Options options);
-  // Waits for loads and measurements that run.
+  // Waits for a measurement that runs; ends loads.
   ~ControlService();
 
   // A transport::CallHandler.
   void Handle(const std::string& method,
-              const std::string& request,
+              std::string request,
               transport::Responder respond);
 
-  // A load cannot be interrupted.
-  bool loading() const;
-
  private:
+  bool loading() const;
   absl::Status Greet(const v1::RegisterRequest& request,
                      v1::RegisterReply* reply) const;
   v1::HealthReply Health(const v1::HealthRequest& request) const;

@@ -2,117 +2,235 @@
 #include "worker/expert_store.h"
 
 #include <algorithm>
-#include <utility>
+#include <filesystem>
+#include <optional>
 
-#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
-#include "common/limits.h"
+#include "absl/strings/str_format.h"
+#include "common/delivery/deliver_frame.h"
+#include "common/delivery/slice_bytes.h"
+#include "common/log.h"
 #include "common/status_macros.h"
 
 namespace conclave::worker {
 namespace {
 
-absl::StatusOr<std::vector<Shard>> ParseShards(
-    const v1::AssignRequest& request) {
-  if (request.shards_size() > limits::kShardsMax) {
-    return absl::InvalidArgumentError(absl::StrCat("assign: ",
-                                                   request.shards_size(),
-                                                   " shards, the limit is ",
-                                                   limits::kShardsMax));
-  }
-  std::vector<Shard> shards;
-  int32_t last = -1;
-  for (const v1::ShardAssignment& from : request.shards()) {
-    if (from.shard() <= last || from.shard() >= limits::kShardsMax) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("assign: shard ", from.shard(), " after ", last));
-    }
-    last = from.shard();
-    Shard& shard = shards.emplace_back();
-    shard.id = static_cast<ShardId>(from.shard());
-    for (const v1::SliceAssignment& slice : from.slices()) {
-      shard.slices.push_back({.layer = static_cast<LayerId>(slice.layer()),
-                              .expert = static_cast<ExpertId>(slice.expert()),
-                              .begin = slice.begin(),
-                              .end = slice.end()});
-    }
-  }
-  return shards;
+using checkpoint::Checkpoint;
+
+std::string Gigabytes(uint64_t bytes) {
+  const double gb = static_cast<double>(bytes) / 1e9;
+  return absl::StrFormat("%.*f GB", gb < 10 ? 3 : 1, gb);
 }
 
-// Bytes that the shards will have, so that progress knows its end.
-absl::StatusOr<uint64_t> ExpectedBytes(const checkpoint::Checkpoint& checkpoint,
-                                       const std::vector<Shard>& shards) {
-  uint64_t bytes = 0;
-  for (const Shard& shard : shards) {
-    ASSIGN_OR_RETURN(const uint64_t one,
-                     checkpoint::ShardBytes(checkpoint, shard));
-    bytes += one;
+absl::StatusOr<std::shared_ptr<HeldShard>> NewShard(const LoadRequest& request,
+                                                    const WantedShard& wanted) {
+  auto held = std::make_shared<HeldShard>();
+  for (const WantedSlice& slice : wanted.slices) {
+    held->layouts.push_back(slice.layout);
   }
-  return bytes;
+  ASSIGN_OR_RETURN(
+      held->weights,
+      checkpoint::RoomFor(wanted.shard, held->layouts, request.shape));
+  held->hashes.resize(wanted.slices.size());
+  held->done.resize(wanted.slices.size());
+  return held;
 }
 
 }  // namespace
 
-ExpertStore::ExpertStore(std::string model) : model_(std::move(model)) {}
+// One Assign under way.
+struct ExpertStore::Next {
+  std::map<ShardId, std::shared_ptr<HeldShard>> held;  // whole already
+  std::map<ShardId, std::shared_ptr<HeldShard>> loading;
+};
+
+ExpertStore::ExpertStore(Options options)
+    : options_(std::move(options)), inbox_(options_.clock, &stop_) {}
+
+void ExpertStore::Stop() {
+  stopped_ = true;
+  stop_ = true;
+  inbox_.End();
+}
 
 absl::Status ExpertStore::Assign(const v1::AssignRequest& request,
-                                 const checkpoint::LoadProgressFn& progress) {
+                                 const LoadReportFn& report) {
+  // Whoever asks now replaces who asked before: its coordinator may be gone.
+  waiting_.fetch_add(1);
+  stop_ = true;
+  inbox_.End();
   const std::lock_guard<std::mutex> one_at_a_time(assigning_);
-  const std::string folder = model_.empty() ? request.model() : model_;
-  ASSIGN_OR_RETURN(const std::vector<Shard> shards, ParseShards(request));
-  ASSIGN_OR_RETURN(const auto checkpoint, checkpoint::Checkpoint::Open(folder));
-  const std::string& hash = checkpoint->config().config_sha256;
-  if (absl::BytesToHexString(request.config_hash()) != hash) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("assign: config.json in ",
-                     folder,
-                     " is not the coordinator's (SHA-256 ",
-                     hash.substr(0, 12),
-                     "... here); give both sides the same checkpoint"));
+  stop_ = false;  // before the next line: else the newer one's is lost
+  if (waiting_.fetch_sub(1) > 1 || stopped_) {
+    return absl::CancelledError("assign: a newer one came");
   }
-  const std::string source = absl::StrCat(folder, "\n", hash);
-  auto next = std::make_shared<Assignment>();
-  next->generation = request.generation();
-  next->layers = checkpoint->config().num_hidden_layers;
-  next->hidden = checkpoint->config().hidden_size;
-  bool changed = false;
-  std::vector<Shard> missing;
-  {
-    const auto before = current();
-    for (const Shard& shard : shards) {
-      if (before != nullptr && source == source_) {
-        const auto it = before->shards.find(shard.id);
-        if (it != before->shards.end() &&
-            it->second->shard.slices == shard.slices) {
-          next->shards.insert(*it);
-          continue;
-        }
-      }
-      missing.push_back(shard);
+  ASSIGN_OR_RETURN(const LoadRequest parsed, ParseAssign(request));
+  inbox_.Begin(parsed.generation, parsed.load);
+  const absl::Status status = Load(parsed, report);
+  inbox_.End();
+  return status;
+}
+
+absl::StatusOr<std::unique_ptr<Checkpoint>> ExpertStore::LocalCopy(
+    const LoadRequest& request) const {
+  if (options_.model == "off") return std::unique_ptr<Checkpoint>();
+  const bool stated = !options_.model.empty();
+  const auto is_here = [](const std::string& folder) {
+    std::error_code error;
+    return std::filesystem::is_directory(folder, error);
+  };
+  std::string folder = options_.model;
+  if (!stated) folder = is_here(options_.hint) ? options_.hint : request.model;
+  if (!stated && request.load != 0 && !is_here(folder)) {
+    return std::unique_ptr<Checkpoint>();
+  }
+  auto opened = Checkpoint::Open(folder);
+  absl::Status status = opened.status();
+  if (status.ok() &&
+      (*opened)->config().config_sha256 != request.config_sha256) {
+    status = absl::FailedPreconditionError(absl::StrCat(
+        "assign: config.json in ",
+        folder,
+        " is not the coordinator's (SHA-256 ",
+        (*opened)->config().config_sha256.substr(0, 12),
+        "... here); give both sides the same checkpoint, or this side none"));
+  }
+  if (status.ok()) return opened;
+  if (stated || request.load == 0) return status;
+  log::Info(absl::StrCat("no copy of the checkpoint here (",
+                         std::string(status.message()),
+                         "); the slices are fetched"));
+  return std::unique_ptr<Checkpoint>();
+}
+
+std::shared_ptr<HeldShard> ExpertStore::Reusable(
+    const LoadRequest& request, const WantedShard& wanted) const {
+  const auto before = current();
+  const auto find = [&](const auto& shards) -> std::shared_ptr<HeldShard> {
+    const auto it = shards.find(wanted.shard.id);
+    return it == shards.end() ? nullptr : it->second;
+  };
+  std::shared_ptr<HeldShard> held = find(unfinished_);
+  if (held == nullptr && before != nullptr) held = find(before->held);
+  if (held == nullptr || held->weights.shard.slices != wanted.shard.slices ||
+      config_sha256_ != request.config_sha256) {
+    return nullptr;
+  }
+  const bool same_source = source_ == request.source;
+  for (size_t i = 0; i < wanted.slices.size(); ++i) {
+    if (held->layouts[i] != wanted.slices[i].layout) return nullptr;
+    if (!held->done[i]) continue;
+    const auto& here = held->hashes[i];
+    const auto& there = wanted.slices[i].hash;
+    const bool known = here.has_value() && there.has_value();
+    if (known ? *here != *there : !same_source) return nullptr;
+  }
+  return held;
+}
+
+absl::Status ExpertStore::Prepare(const LoadRequest& request, Next* next) {
+  uint64_t needed = 0, kept = 0;
+  std::vector<const WantedShard*> missing;
+  for (const WantedShard& wanted : request.shards) {
+    const std::shared_ptr<HeldShard> held = Reusable(request, wanted);
+    if (held == nullptr) {
+      missing.push_back(&wanted);
+      needed += wanted.bytes;
+      continue;
     }
-    changed = before != nullptr && before->shards.size() != next->shards.size();
+    const bool whole =
+        std::find(held->done.begin(), held->done.end(), 0) == held->done.end();
+    (whole ? next->held : next->loading)[wanted.shard.id] = held;
+    kept += held->weights.bytes;
   }
-  if (changed || !missing.empty()) {
+  const auto before = current();
+  uint64_t holds = 0;
+  if (before != nullptr) {
+    for (const auto& [id, held] : before->held) holds += held->weights.bytes;
+  }
+  for (const auto& [id, held] : unfinished_) holds += held->weights.bytes;
+  const MemoryState memory = options_.memory();
+  const uint64_t free = memory.free_bytes + (holds - kept);
+  if (memory.total_bytes > 0 && needed > free) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("assign: needs ",
+                     Gigabytes(needed + kept),
+                     " for its experts, ",
+                     Gigabytes(free + kept),
+                     " free on this worker; give it a smaller share, or take a "
+                     "format with fewer bits"));
+  }
+  const bool changes =
+      !missing.empty() || !next->loading.empty() ||
+      (before != nullptr && before->held.size() != next->held.size());
+  if (changes) {
     // Room for the new ones comes first.
     const std::lock_guard<std::mutex> lock(mu_);
     current_ = nullptr;
   }
-  source_ = source;
-  ASSIGN_OR_RETURN(const uint64_t total, ExpectedBytes(*checkpoint, missing));
-  uint64_t loaded = 0;
-  for (const Shard& shard : missing) {
-    const auto report = [&](uint64_t done, uint64_t /*of_this_shard*/) {
-      if (progress) progress(loaded + done, std::max(total, loaded + done));
-    };
-    ASSIGN_OR_RETURN(checkpoint::ShardWeights weights,
-                     checkpoint::LoadShard(*checkpoint, shard, report));
-    loaded += weights.bytes;
-    next->shards[shard.id] =
-        std::make_shared<checkpoint::ShardWeights>(std::move(weights));
+  unfinished_.clear();
+  source_ = request.source;
+  config_sha256_ = request.config_sha256;
+  for (const WantedShard* wanted : missing) {
+    ASSIGN_OR_RETURN(next->loading[wanted->shard.id],
+                     NewShard(request, *wanted));
   }
-  const std::lock_guard<std::mutex> lock(mu_);
-  current_ = std::move(next);
+  return absl::OkStatus();
+}
+
+absl::Status ExpertStore::Load(const LoadRequest& request,
+                               const LoadReportFn& report) {
+  ASSIGN_OR_RETURN(const auto local, LocalCopy(request));
+  Next next;
+  RETURN_IF_ERROR(Prepare(request, &next));
+  std::vector<HeldShard*> shards;
+  for (const auto& [id, held] : next.loading) shards.push_back(held.get());
+  std::optional<PeerSource> peers;
+  if (options_.dial != nullptr && !request.peers.empty()) {
+    peers.emplace(request.peers,
+                  options_.dial,
+                  options_.peer_deadline,
+                  options_.clock,
+                  stop_);
+  }
+  ShardLoader loader({.request = &request,
+                      .local = local.get(),
+                      .local_is_stated = !options_.model.empty(),
+                      .cache = options_.cache,
+                      .peers = peers.has_value() ? &*peers : nullptr,
+                      .inbox = &inbox_,
+                      .stop = &stop_,
+                      .deadline = options_.deadline,
+                      .report = report},
+                     shards);
+  if (const absl::Status status = loader.Run(); !status.ok()) {
+    unfinished_ = std::move(next.held);
+    unfinished_.merge(next.loading);
+    return status;
+  }
+  auto whole = std::make_shared<Assignment>();
+  whole->generation = request.generation;
+  whole->layers = request.shape.layers;
+  whole->hidden = request.shape.hidden;
+  whole->held = std::move(next.held);
+  whole->held.merge(next.loading);
+  for (const auto& [id, held] : whole->held) {
+    whole->shards[id] = {held, &held->weights};
+    for (size_t i = 0; i < held->hashes.size(); ++i) {
+      if (held->hashes[i].has_value()) {
+        whole->contents[*held->hashes[i]] = {held.get(), i};
+      }
+    }
+  }
+  {
+    const std::lock_guard<std::mutex> lock(mu_);
+    current_ = whole;
+  }
+  if (options_.cache != nullptr) {
+    options_.cache->Trim([&](const delivery::ContentHash& hash) {
+      return whole->contents.contains(hash);
+    });
+  }
   return absl::OkStatus();
 }
 
@@ -127,6 +245,33 @@ uint64_t ExpertStore::resident_bytes() const {
   if (assignment == nullptr) return 0;
   for (const auto& [id, shard] : assignment->shards) bytes += shard->bytes;
   return bytes;
+}
+
+bool ExpertStore::Holds(const delivery::ContentHash& hash) const {
+  const auto assignment = current();
+  return (assignment != nullptr && assignment->contents.contains(hash)) ||
+         (options_.cache != nullptr && options_.cache->Holds(hash));
+}
+
+absl::StatusOr<Buffer> ExpertStore::ReadHeld(const delivery::ContentHash& hash,
+                                             uint64_t offset,
+                                             uint64_t length) const {
+  const auto assignment = current();
+  if (assignment != nullptr) {
+    const auto it = assignment->contents.find(hash);
+    if (it != assignment->contents.end()) {
+      const auto [held, i] = it->second;
+      const uint64_t size = held->layouts[i].bytes();
+      if (offset > size || length > size - offset) {
+        return absl::OutOfRangeError("fetch: beyond the end of the slice");
+      }
+      Buffer out(length);
+      delivery::CopyOut(held->weights.Part(i), offset, out.bytes());
+      return out;
+    }
+  }
+  if (options_.cache == nullptr) return absl::NotFoundError("fetch: not held");
+  return options_.cache->ReadRange(hash, offset, length);
 }
 
 }  // namespace conclave::worker

@@ -54,8 +54,6 @@ int main(int argc, char** argv) {
   int signal_number = 0;
   sigwait(&signals, &signal_number);
   log::Info("stopping");
-  // Nothing here outlives the process, and a load may take minutes.
-  if ((*running)->loading()) std::_Exit(EXIT_SUCCESS);
   running->reset();
   return EXIT_SUCCESS;
 }

@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/clock.h"
+#include "common/log.h"
 #include "common/status_macros.h"
 #include "common/thread_pool.h"
 #include "common/transport/channel.h"
@@ -14,6 +15,7 @@
 #include "worker/control_service.h"
 #include "worker/expert_runner.h"
 #include "worker/expert_store.h"
+#include "worker/peer_service.h"
 
 namespace conclave::worker {
 namespace {
@@ -25,35 +27,64 @@ int32_t Threads(const WorkerOptions& options) {
   return options.threads > 0 ? options.threads : AvailableCores();
 }
 
+// Null: none. Where nobody chose the folder, one that cannot be used is no
+// reason not to serve.
+absl::StatusOr<std::unique_ptr<delivery::SliceCache>> OpenCache(
+    const WorkerOptions& options) {
+  if (options.cache.empty()) return std::unique_ptr<delivery::SliceCache>();
+  auto cache = delivery::SliceCache::Open(options.cache, options.cache_bytes);
+  if (!cache.ok() && options.cache == delivery::CacheFolder("")) {
+    log::Warning(absl::StrCat(std::string(cache.status().message()),
+                              "; fetched slices will not be kept"));
+    return std::unique_ptr<delivery::SliceCache>();
+  }
+  return cache;
+}
+
 }  // namespace
 
 struct Worker::Impl {
-  explicit Impl(const WorkerOptions& options)
+  Impl(const WorkerOptions& options,
+       const transport::TlsKeys& keys,
+       std::unique_ptr<delivery::SliceCache> slices)
       : pool(Threads(options), options.spin_us),
-        store(options.model),
+        cache(std::move(slices)),
+        store({.model = options.model,
+               .hint = options.hint,
+               .cache = cache.get(),
+               .dial =
+                   [keys](const std::string& address) {
+                     return transport::Dial(
+                         address, keys, transport::Traffic::kBulk);
+                   }}),
         runner(options.name.empty() ? options.address : options.name,
                &store,
                options.backend,
                &pool),
+        peers(options.name, &store),
         control({.name = options.name,
                  .threads = Threads(options),
                  .spin_us = options.spin_us,
                  .store = &store,
                  .runner = &runner,
+                 .peers = &peers,
                  .clock = RealClock(),
                  .progress = options.progress}),
         exchange({.spin_us = options.spin_us,
                   .handler = [this](auto f) { return runner.Handle(f); },
                   .control =
                       [this](const std::string& method,
-                             const std::string& request,
+                             std::string request,
                              transport::Responder respond) {
-                        control.Handle(method, request, std::move(respond));
+                        control.Handle(
+                            method, std::move(request), std::move(respond));
                       }}) {}
 
   ThreadPool pool;
+  std::unique_ptr<delivery::SliceCache> cache;
   ExpertStore store;
   ExpertRunner runner;
+  PeerService peers;
   ControlService control;
   transport::GrpcExchangeServer exchange;
   std::unique_ptr<grpc::Server> server;
@@ -63,6 +94,7 @@ struct Worker::Impl {
 Worker::Worker(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 
 Worker::~Worker() {
+  impl_->store.Stop();
   if (impl_->server != nullptr) {
     impl_->server->Shutdown(absl::ToChronoTime(RealClock()->Now() + kGrace));
   }
@@ -72,8 +104,9 @@ Worker::~Worker() {
 absl::StatusOr<std::unique_ptr<Worker>> Worker::Start(WorkerOptions options) {
   ASSIGN_OR_RETURN(const transport::TlsKeys keys,
                    transport::ReadTls(options.tls));
-  auto worker =
-      std::unique_ptr<Worker>(new Worker(std::make_unique<Impl>(options)));
+  ASSIGN_OR_RETURN(auto cache, OpenCache(options));
+  auto worker = std::unique_ptr<Worker>(
+      new Worker(std::make_unique<Impl>(options, keys, std::move(cache))));
   Impl& impl = *worker->impl_;
   grpc::ServerBuilder builder;
   transport::ConfigureServer(&builder);
@@ -93,7 +126,5 @@ absl::StatusOr<std::unique_ptr<Worker>> Worker::Start(WorkerOptions options) {
 }
 
 int Worker::port() const { return impl_->port; }
-
-bool Worker::loading() const { return impl_->control.loading(); }
 
 }  // namespace conclave::worker

@@ -16,24 +16,27 @@ namespace conclave::worker {
 struct WorkerOptions {
   std::string name;      // empty: takes any name that a coordinator gives it
   std::string address;   // HOST:PORT; port 0 picks a free one
-  std::string model;     // checkpoint folder; empty: the coordinator's
+  std::string model;     // checkpoint folder; empty: as below; "off": none
+  std::string hint;      // folder of a checkpoint that may be here, else the
+                         // coordinator's path, else slices are fetched
   int32_t threads = 0;   // 0: one per core
   int32_t spin_us = 50;  // 0 or less: never spin
   kernels::Backend backend = kernels::Backend::kCpu;
   v1::Tls tls;
   checkpoint::LoadProgressFn progress;  // for the operator; may be null
+  std::string cache;                    // folder of fetched slices; empty: none
+  uint64_t cache_bytes = 0;  // what the cache may keep; 0: everything
 };
 
 // A worker that listens: control plane and exchange on one port.
 class Worker {
  public:
-  // Unavailable: the address cannot be bound.
+  // Unavailable: the address cannot be bound. Errors of the cache's folder.
   static absl::StatusOr<std::unique_ptr<Worker>> Start(WorkerOptions options);
-  // Ends all calls. Waits for a load that runs.
+  // Ends all calls, a load too.
   ~Worker();
 
   int port() const;
-  bool loading() const;
 
  private:
   struct Impl;

@@ -27,6 +27,8 @@ namespace json = boost::json;
 
 constexpr size_t kLengthBytes = 8;
 constexpr size_t kRankMax = 8;
+// Reads of so much tell the system where they will end.
+constexpr size_t kAheadBytes = size_t{128} << 10;
 
 absl::Status Bad(const std::string& file, const std::string& why) {
   return absl::InvalidArgumentError(absl::StrCat(file, ": ", why));
@@ -329,6 +331,14 @@ absl::StatusOr<TensorView> SafetensorsFile::Find(std::string_view name) const {
 
 absl::Status SafetensorsFile::Read(uint64_t offset,
                                    std::span<std::byte> out) const {
+  // All of it at once: several readers would spoil the guess of what comes
+  // next, which the system makes for the file as a whole.
+  if (out.size() >= kAheadBytes) {
+    posix_fadvise(impl_->fd,
+                  static_cast<off_t>(offset),
+                  static_cast<off_t>(out.size()),
+                  POSIX_FADV_WILLNEED);
+  }
   while (!out.empty()) {
     const ssize_t got =
         pread(impl_->fd, out.data(), out.size(), static_cast<off_t>(offset));

@@ -1,30 +1,29 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "common/checkpoint/shard_weights.h"
 
-#include <span>
+#include <algorithm>
+#include <mutex>
 #include <string>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "common/checkpoint/linear.h"
-#include "common/checkpoint/tensor_check.h"
+#include "common/parallel_tasks.h"
 #include "common/status_macros.h"
 
 namespace conclave::checkpoint {
 namespace {
 
-absl::Status Check(const ModelConfig& config, const Shard& shard) {
+absl::Status Check(const ExpertShape& shape, const Shard& shard) {
   const auto bad = [&](const Slice& slice, const std::string& why) {
     return absl::InvalidArgumentError(absl::StrCat(
         "shard ", Index(shard.id), ", ", ToString(slice), ": ", why));
   };
   for (size_t i = 0; i < shard.slices.size(); ++i) {
     const Slice& slice = shard.slices[i];
-    if (Index(slice.layer) < 0 ||
-        Index(slice.layer) >= config.num_hidden_layers ||
-        Index(slice.expert) < 0 || Index(slice.expert) >= config.num_experts ||
+    if (Index(slice.layer) < 0 || Index(slice.layer) >= shape.layers ||
+        Index(slice.expert) < 0 || Index(slice.expert) >= shape.experts ||
         slice.begin < 0 || slice.begin >= slice.end ||
-        slice.end > config.moe_intermediate_size) {
+        slice.end > shape.intermediate) {
       return bad(slice, "is not part of the model");
     }
     if (i == 0) continue;
@@ -40,108 +39,48 @@ absl::Status Check(const ModelConfig& config, const Shard& shard) {
   return absl::OkStatus();
 }
 
-std::string MlpOf(LayerId layer) {
-  return absl::StrCat("layers.", Index(layer), ".mlp.");
-}
-
-// The three parts of a slice, and how each will lie in memory.
-struct SliceParts {
-  Expert expert;
-  Cut rows;     // of gate and up
-  Cut columns;  // of down
-  WeightLayout gate, up, down;
-};
-
-absl::StatusOr<SliceParts> FindParts(const Checkpoint& checkpoint,
-                                     const Slice& slice) {
-  SliceParts out;
-  const int64_t hidden = checkpoint.config().hidden_size;
-  ASSIGN_OR_RETURN(out.expert,
-                   FindExpert(checkpoint, MlpOf(slice.layer), slice.expert));
-  out.rows = {slice.begin, slice.end, 0, hidden};
-  out.columns = {0, hidden, slice.begin, slice.end};
-  constexpr bool kStacked = true;
-  ASSIGN_OR_RETURN(out.gate, LayoutOf(out.expert.gate, out.rows, kStacked));
-  ASSIGN_OR_RETURN(out.up, LayoutOf(out.expert.up, out.rows, kStacked));
-  ASSIGN_OR_RETURN(out.down, LayoutOf(out.expert.down, out.columns, kStacked));
+absl::StatusOr<std::vector<SliceLayout>> Layouts(const Checkpoint& checkpoint,
+                                                 const Shard& shard) {
+  RETURN_IF_ERROR(Check(checkpoint.config().expert_shape(), shard));
+  std::vector<SliceLayout> out;
+  out.reserve(shard.slices.size());
+  for (const Slice& slice : shard.slices) {
+    ASSIGN_OR_RETURN(SliceLayout layout, LayoutOfSlice(checkpoint, slice));
+    out.push_back(layout);
+  }
   return out;
 }
 
-StackedWeight Room(const WeightLayout& each, size_t slices) {
+StackedWeight Room(const WeightLayout& each, int32_t slices) {
   return {.each = each,
           .data = Buffer(slices * each.data_bytes()),
           .scales = Buffer(slices * each.scale_bytes()),
           .biases = Buffer(slices * each.bias_bytes())};
 }
 
-class Loader {
- public:
-  Loader(const Checkpoint& checkpoint, const LoadProgressFn& progress)
-      : checkpoint_(checkpoint), progress_(progress) {}
-
-  // Sizes first, so that progress can tell the total.
-  absl::Status Size(std::span<const Slice> slices) {
-    for (const Slice& slice : slices) {
-      ASSIGN_OR_RETURN(const SliceParts parts, FindParts(checkpoint_, slice));
-      total_ += parts.gate.bytes() + parts.up.bytes() + parts.down.bytes();
+// Each layer's storage is that of its first slice; ReadSlice finds the tensor
+// that differs.
+ShardWeights Room(const Shard& shard,
+                  std::span<const SliceLayout> layouts,
+                  int32_t layers) {
+  ShardWeights out;
+  out.shard = shard;
+  out.layers.resize(static_cast<size_t>(layers));
+  const std::vector<Slice>& all = shard.slices;
+  for (size_t begin = 0, end = 0; begin < all.size(); begin = end) {
+    ShardLayer& layer = out.layers[Index(all[begin].layer)];
+    for (; end < all.size() && all[end].layer == all[begin].layer; ++end) {
+      layer.expert.push_back(all[end].expert);
     }
-    return absl::OkStatus();
+    layer.slices = static_cast<int32_t>(end - begin);
+    layer.width = all[begin].width();
+    layer.gate = Room(layouts[begin].gate, layer.slices);
+    layer.up = Room(layouts[begin].up, layer.slices);
+    layer.down = Room(layouts[begin].down, layer.slices);
+    out.bytes += layer.gate.bytes() + layer.up.bytes() + layer.down.bytes();
   }
-
-  absl::StatusOr<ShardLayer> Load(std::span<const Slice> slices) {
-    ShardLayer layer;
-    layer.slices = static_cast<int32_t>(slices.size());
-    layer.width = slices[0].width();
-    for (size_t i = 0; i < slices.size(); ++i) {
-      ASSIGN_OR_RETURN(const SliceParts parts,
-                       FindParts(checkpoint_, slices[i]));
-      if (i == 0) {
-        layer.gate = Room(parts.gate, slices.size());
-        layer.up = Room(parts.up, slices.size());
-        layer.down = Room(parts.down, slices.size());
-      }
-      layer.expert.push_back(slices[i].expert);
-      const Expert& e = parts.expert;
-      RETURN_IF_ERROR(Read(e.gate, parts.rows, parts.gate, i, layer.gate));
-      RETURN_IF_ERROR(Read(e.up, parts.rows, parts.up, i, layer.up));
-      RETURN_IF_ERROR(Read(e.down, parts.columns, parts.down, i, layer.down));
-    }
-    return layer;
-  }
-
-  uint64_t total() const { return total_; }
-
- private:
-  absl::Status Read(const Linear& linear,
-                    const Cut& cut,
-                    const WeightLayout& layout,
-                    size_t i,
-                    StackedWeight& out) {
-    if (layout != out.each) {
-      return BadTensor(linear.weight,
-                       "its storage differs from that of the layer's other "
-                       "experts");
-    }
-    const auto part = [&](Buffer& buffer, uint64_t bytes) {
-      return buffer.bytes().subspan(i * bytes, bytes);
-    };
-    RETURN_IF_ERROR(ReadPart(checkpoint_,
-                             linear,
-                             cut,
-                             layout,
-                             {part(out.data, layout.data_bytes()),
-                              part(out.scales, layout.scale_bytes()),
-                              part(out.biases, layout.bias_bytes())}));
-    done_ += layout.bytes();
-    if (progress_) progress_(done_, total_);
-    return absl::OkStatus();
-  }
-
-  const Checkpoint& checkpoint_;
-  const LoadProgressFn progress_;
-  uint64_t done_ = 0;
-  uint64_t total_ = 0;
-};
+  return out;
+}
 
 }  // namespace
 
@@ -150,6 +89,15 @@ StoredWeight StackedWeight::View() const {
   const uint64_t bytes = each.data_bytes();
   if (bytes > 0) out.layout.rows *= static_cast<int64_t>(data.size() / bytes);
   return out;
+}
+
+WeightSpans StackedWeight::Part(int32_t slice) {
+  const auto part = [&](Buffer& buffer, uint64_t bytes) {
+    return buffer.bytes().subspan(slice * bytes, bytes);
+  };
+  return {part(data, each.data_bytes()),
+          part(scales, each.scale_bytes()),
+          part(biases, each.bias_bytes())};
 }
 
 StackedExperts ShardLayer::Stacked() const {
@@ -161,33 +109,82 @@ StackedExperts ShardLayer::Stacked() const {
           .down = down.View()};
 }
 
+SliceSpans ShardWeights::Part(size_t slice) {
+  const Slice& which = shard.slices[slice];
+  ShardLayer& layer = layers[Index(which.layer)];
+  const auto at =
+      std::lower_bound(layer.expert.begin(), layer.expert.end(), which.expert);
+  const auto i = static_cast<int32_t>(at - layer.expert.begin());
+  return {layer.gate.Part(i), layer.up.Part(i), layer.down.Part(i)};
+}
+
 absl::StatusOr<uint64_t> ShardBytes(const Checkpoint& checkpoint,
                                     const Shard& shard) {
-  RETURN_IF_ERROR(Check(checkpoint.config(), shard));
-  Loader loader(checkpoint, nullptr);
-  RETURN_IF_ERROR(loader.Size(shard.slices));
-  return loader.total();
+  ASSIGN_OR_RETURN(const auto layouts, Layouts(checkpoint, shard));
+  uint64_t bytes = 0;
+  for (const SliceLayout& layout : layouts) bytes += layout.bytes();
+  return bytes;
+}
+
+absl::StatusOr<ShardWeights> RoomFor(const Shard& shard,
+                                     std::span<const SliceLayout> layouts,
+                                     const ExpertShape& shape) {
+  RETURN_IF_ERROR(Check(shape, shard));
+  for (size_t i = 1; i < layouts.size(); ++i) {
+    if (shard.slices[i].layer == shard.slices[i - 1].layer &&
+        layouts[i] != layouts[i - 1]) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("shard ",
+                       Index(shard.id),
+                       ", ",
+                       ToString(shard.slices[i]),
+                       ": its storage differs from that of the layer's other "
+                       "experts"));
+    }
+  }
+  return Room(shard, layouts, shape.layers);
+}
+
+absl::StatusOr<std::vector<ShardWeights>> LoadShards(
+    const Checkpoint& checkpoint,
+    std::span<const Shard> shards,
+    int32_t threads,
+    const LoadProgressFn& progress) {
+  std::vector<ShardWeights> out;
+  std::vector<std::pair<size_t, size_t>> slices;  // shard, slice of it
+  uint64_t total = 0, done = 0;
+  for (const Shard& shard : shards) {
+    ASSIGN_OR_RETURN(const auto layouts, Layouts(checkpoint, shard));
+    for (size_t i = 0; i < layouts.size(); ++i) {
+      slices.emplace_back(out.size(), i);
+    }
+    out.push_back(Room(shard, layouts, checkpoint.config().num_hidden_layers));
+    total += out.back().bytes;
+  }
+  std::mutex mu;
+  const auto load = [&](int64_t task) {
+    const auto [shard, i] = slices[static_cast<size_t>(task)];
+    ShardWeights& weights = out[shard];
+    const Slice& slice = weights.shard.slices[i];
+    const ShardLayer& layer = weights.layers[Index(slice.layer)];
+    const SliceLayout layout{layer.gate.each, layer.up.each, layer.down.each};
+    RETURN_IF_ERROR(ReadSlice(checkpoint, slice, layout, weights.Part(i)));
+    const std::lock_guard<std::mutex> lock(mu);
+    done += layout.bytes();
+    if (progress) progress(done, total);
+    return absl::OkStatus();
+  };
+  RETURN_IF_ERROR(
+      ParallelTasks(static_cast<int64_t>(slices.size()), threads, load));
+  return out;
 }
 
 absl::StatusOr<ShardWeights> LoadShard(const Checkpoint& checkpoint,
                                        const Shard& shard,
                                        const LoadProgressFn& progress) {
-  RETURN_IF_ERROR(Check(checkpoint.config(), shard));
-  Loader loader(checkpoint, progress);
-  RETURN_IF_ERROR(loader.Size(shard.slices));
-  ShardWeights out;
-  out.shard = shard;
-  out.layers.resize(checkpoint.config().num_hidden_layers);
-  const std::span<const Slice> all(shard.slices);
-  for (size_t begin = 0; begin < all.size();) {
-    size_t end = begin + 1;
-    while (end < all.size() && all[end].layer == all[begin].layer) ++end;
-    ASSIGN_OR_RETURN(out.layers[Index(all[begin].layer)],
-                     loader.Load(all.subspan(begin, end - begin)));
-    begin = end;
-  }
-  out.bytes = loader.total();
-  return out;
+  ASSIGN_OR_RETURN(std::vector<ShardWeights> out,
+                   LoadShards(checkpoint, {&shard, 1}, 1, progress));
+  return std::move(out[0]);
 }
 
 }  // namespace conclave::checkpoint

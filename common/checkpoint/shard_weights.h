@@ -3,11 +3,13 @@
 
 #include <cstdint>
 #include <functional>
+#include <span>
 #include <vector>
 
 #include "absl/status/statusor.h"
 #include "common/buffer.h"
 #include "common/checkpoint/checkpoint.h"
+#include "common/checkpoint/slice_part.h"
 #include "common/slices.h"
 #include "common/stacked_experts.h"
 
@@ -19,6 +21,7 @@ struct StackedWeight {
   Buffer data, scales, biases;
 
   StoredWeight View() const;
+  WeightSpans Part(int32_t slice);
   uint64_t bytes() const { return data.size() + scales.size() + biases.size(); }
 };
 
@@ -39,18 +42,36 @@ struct ShardWeights {
   Shard shard;
   std::vector<ShardLayer> layers;  // [layers]
   uint64_t bytes = 0;
+
+  // Memory of shard.slices[slice].
+  SliceSpans Part(size_t slice);
 };
 
 // Bytes that LoadShard will hold.
 absl::StatusOr<uint64_t> ShardBytes(const Checkpoint& checkpoint,
                                     const Shard& shard);
 
+// Memory for a shard whose slices lie as told, [slices]; not yet touched.
+// InvalidArgument names a slice that is no part of the shape, breaks the order
+// or differs from its layer's other slices.
+absl::StatusOr<ShardWeights> RoomFor(const Shard& shard,
+                                     std::span<const SliceLayout> layouts,
+                                     const ExpertShape& shape);
+
 using LoadProgressFn =
     std::function<void(uint64_t bytes_done, uint64_t bytes_total)>;
 
-// Loads exactly the bytes of the shard's slices into memory of its own; no
-// page of the checkpoint stays mapped for it. Accepts fused and per-expert
-// experts. `progress` (may be null) is called after every tensor.
+// Loads exactly the bytes of the shards' slices into memory of its own, in
+// `threads` threads; no page of the checkpoint stays mapped for it. Accepts
+// fused and per-expert experts. `progress` (may be null) is called after every
+// slice, by one thread at a time.
+absl::StatusOr<std::vector<ShardWeights>> LoadShards(
+    const Checkpoint& checkpoint,
+    std::span<const Shard> shards,
+    int32_t threads,
+    const LoadProgressFn& progress);
+
+// One shard, in this thread.
 absl::StatusOr<ShardWeights> LoadShard(const Checkpoint& checkpoint,
                                        const Shard& shard,
                                        const LoadProgressFn& progress);

@@ -20,6 +20,7 @@ namespace fs = std::filesystem;
 using google::protobuf::Message;
 
 constexpr int32_t kSpinUsDefault = 50;
+constexpr int32_t kStreamsDefault = 4;
 constexpr size_t kKeyFileBytesMax = 4096;
 
 // The defaults that proto/conclave/v1/config.proto states, message by message.
@@ -47,6 +48,8 @@ void SetDefaults(Message& message) {
     auto& exchange = static_cast<v1::Exchange&>(message);
     exchange.set_rows("f32");
     exchange.set_replies("f32");
+  } else if (type == v1::Delivery::descriptor()) {
+    static_cast<v1::Delivery&>(message).set_streams(kStreamsDefault);
   } else if (type == v1::Limits::descriptor()) {
     auto& limits = static_cast<v1::Limits&>(message);
     limits.set_max_sequences(limits::kSequencesDefault);
@@ -60,6 +63,7 @@ void SetDefaults(Message& message) {
     SetDefaults(*config.mutable_deadlines());
     SetDefaults(*config.mutable_limits());
     SetDefaults(*config.mutable_exchange());
+    SetDefaults(*config.mutable_delivery());
     config.set_on_expert_loss("error");
   }
 }
@@ -69,12 +73,18 @@ void Expand(const fs::path& folder, std::string* path) {
   *path = (folder / *path).lexically_normal().string();
 }
 
+void ExpandOrOff(const fs::path& folder, std::string* path) {
+  if (*path != "off") Expand(folder, path);
+}
+
 void ExpandPaths(const std::string& file_name, v1::ClusterConfig& config) {
   const fs::path folder = fs::path(file_name).parent_path();
   Expand(folder, config.mutable_model());
   for (v1::Worker& worker : *config.mutable_workers()) {
-    Expand(folder, worker.mutable_model());
+    ExpandOrOff(folder, worker.mutable_model());
+    ExpandOrOff(folder, worker.mutable_cache());
   }
+  ExpandOrOff(folder, config.mutable_delivery()->mutable_cache());
   if (!config.coordinator().api_key_file().empty()) {
     Expand(folder, config.mutable_coordinator()->mutable_api_key_file());
   }
@@ -88,9 +98,6 @@ void ExpandPaths(const std::string& file_name, v1::ClusterConfig& config) {
 // Defaults that follow from other fields.
 void Derive(v1::ClusterConfig& config) {
   if (config.model().empty()) return;
-  for (v1::Worker& worker : *config.mutable_workers()) {
-    if (worker.model().empty()) worker.set_model(config.model());
-  }
   if (!config.coordinator().served_model_name().empty()) return;
   // "models/tiny/" has no file name; "models/tiny" has.
   const fs::path model = (fs::path(config.model()) / ".").lexically_normal();

@@ -23,6 +23,8 @@ constexpr int32_t kThreadsMax = 1024;
 constexpr int32_t kSpinUsMax = 1'000'000;
 constexpr double kShareMax = 1e6;
 constexpr double kDeadlineMax_s = 86'400;
+constexpr double kCacheGbMax = 1e6;
+constexpr int32_t kStreamsMax = 64;
 constexpr int32_t kQueueMax = 1 << 20;
 constexpr int64_t kBodyBytesMin = 1024;
 constexpr int64_t kBodyBytesMax = int64_t{1} << 30;
@@ -227,6 +229,14 @@ absl::Status CheckDeadlines(const v1::Deadlines& deadlines) {
   return absl::OkStatus();
 }
 
+absl::Status CheckDelivery(const v1::Delivery& delivery) {
+  if (!(delivery.cache_gb() >= 0 && delivery.cache_gb() <= kCacheGbMax)) {
+    return Bad("delivery.cache_gb",
+               absl::StrCat("must be 0 (no limit) to ", kCacheGbMax));
+  }
+  return CheckRange("delivery.streams", delivery.streams(), 1, kStreamsMax);
+}
+
 absl::Status CheckLimits(const v1::Limits& limits) {
   RETURN_IF_ERROR(CheckRange("limits.max_sequences",
                              limits.max_sequences(),
@@ -271,6 +281,7 @@ absl::Status Validate(const v1::ClusterConfig& config) {
   RETURN_IF_ERROR(CheckPlacement(config));
   RETURN_IF_ERROR(CheckDeadlines(config.deadlines()));
   RETURN_IF_ERROR(CheckTls(config.tls()));
+  RETURN_IF_ERROR(CheckDelivery(config.delivery()));
   RETURN_IF_ERROR(
       CheckWord("on_expert_loss", config.on_expert_loss(), {"error"}));
   RETURN_IF_ERROR(

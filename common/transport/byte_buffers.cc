@@ -53,6 +53,17 @@ Buffer ToBuffer(const grpc::ByteBuffer& message) {
   return out;
 }
 
+std::string ToText(const grpc::ByteBuffer& message) {
+  std::vector<grpc::Slice> slices;
+  std::string out;
+  if (!message.Dump(&slices).ok()) return out;
+  out.reserve(message.Length());
+  for (const grpc::Slice& slice : slices) {
+    out.append(reinterpret_cast<const char*>(slice.begin()), slice.size());
+  }
+  return out;
+}
+
 FlatMessage::FlatMessage(const grpc::ByteBuffer& message) {
   if (message.TrySingleSlice(&slice_).ok() &&
       reinterpret_cast<uintptr_t>(slice_.begin()) % 8 == 0) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <span>
+#include <string>
 
 #include "common/buffer.h"
 #include "grpcpp/support/byte_buffer.h"
@@ -13,6 +14,9 @@ grpc::ByteBuffer ToByteBuffer(Buffer frame);
 
 // One copy, into aligned memory.
 Buffer ToBuffer(const grpc::ByteBuffer& message);
+
+// One copy; for what protobuf parses.
+std::string ToText(const grpc::ByteBuffer& message);
 
 // A received message as one aligned piece of memory: without a copy where
 // gRPC holds it so.

@@ -162,7 +162,7 @@ void GrpcExchangeServer::Impl::Advance(Call* call) {
 }
 
 void GrpcExchangeServer::Impl::ControlReceived(Call* call) {
-  const Buffer message = ToBuffer(call->incoming);
+  std::string message = ToText(call->incoming);
   call->incoming.Clear();
   call->held = true;
   Responder respond;
@@ -178,10 +178,8 @@ void GrpcExchangeServer::Impl::ControlReceived(Call* call) {
                                 std::string(status.message()));
     AdvanceControl(call);
   };
-  options.control(call->context.method(),
-                  std::string(reinterpret_cast<const char*>(message.data()),
-                              message.size()),
-                  std::move(respond));
+  options.control(
+      call->context.method(), std::move(message), std::move(respond));
 }
 
 void GrpcExchangeServer::Impl::AdvanceControl(Call* call) {

@@ -21,7 +21,7 @@ struct Responder {
 // Other methods of the port, as serialised protobuf. Called by the poller, so
 // it must be quick; may answer later and from any thread.
 using CallHandler = std::function<void(
-    const std::string& method, const std::string& request, Responder respond)>;
+    const std::string& method, std::string request, Responder respond)>;
 
 // The worker's side of the exchange streams (docs/contracts/wire.md). One
 // thread polls the queue, calls the handler and writes its answer. The control

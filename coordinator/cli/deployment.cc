@@ -6,10 +6,12 @@
 #include <vector>
 
 #include "common/config/cluster_config.h"
+#include "common/delivery/slice_cache.h"
 #include "common/status_macros.h"
 #include "common/thread_pool.h"
 #include "coordinator/cli/progress.h"
 #include "coordinator/cluster/placement.h"
+#include "coordinator/delivery/supply.h"
 #include "coordinator/experts/local_experts.h"
 #include "coordinator/experts/local_shards.h"
 #include "coordinator/experts/remote_experts.h"
@@ -23,7 +25,8 @@ struct Deployment::Impl {
   std::unique_ptr<Progress> progress;
   std::unique_ptr<ThreadPool> pool;
   std::unique_ptr<experts::LocalShards> shards;  // the coordinator's own
-  std::unique_ptr<cluster::Cluster> cluster;     // null without workers
+  std::unique_ptr<delivery::Supply> supply;      // null without workers
+  std::unique_ptr<cluster::Cluster> cluster;     // likewise
   std::unique_ptr<experts::Experts> experts;
 
   absl::Status LoadOwn(std::optional<WorkerId> holder);
@@ -69,11 +72,18 @@ absl::Status Deployment::Impl::MakeLocal(const Options& options) {
 }
 
 absl::Status Deployment::Impl::MakeRemote(const Options& options) {
+  supply = std::make_unique<delivery::Supply>(
+      checkpoint.get(),
+      delivery::Supply::Options{
+          .cache = delivery::CacheFolder(config.delivery().cache()),
+          .streams = config.delivery().streams(),
+          .clock = options.clock});
   ASSIGN_OR_RETURN(cluster,
                    cluster::Cluster::Start(
                        {.config = config,
                         .placement = placement,
                         .config_sha256 = checkpoint->config().config_sha256,
+                        .supply = supply.get(),
                         .clock = options.clock,
                         .metrics = options.metrics}));
   RETURN_IF_ERROR(LoadOwn(kCoordinator));

@@ -5,12 +5,10 @@
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
-#include <filesystem>
 #include <mutex>
 #include <thread>
 #include <utility>
 
-#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "common/check.h"
@@ -21,8 +19,8 @@
 #include "common/transport/channel.h"
 #include "common/transport/grpc_transport.h"
 #include "common/version.h"
+#include "coordinator/cluster/assign_request.h"
 #include "coordinator/cluster/control_client.h"
-#include "coordinator/cluster/placement.h"
 #include "coordinator/cluster/worker_metrics.h"
 
 namespace conclave::cluster {
@@ -41,40 +39,7 @@ absl::Duration Seconds(double seconds, double fallback) {
   return absl::Seconds(seconds > 0 ? seconds : fallback);
 }
 
-v1::AssignRequest MakeAssign(const ClusterParts& parts,
-                             size_t index,
-                             uint64_t generation) {
-  const v1::Worker& worker = parts.config.workers(static_cast<int>(index));
-  v1::AssignRequest request;
-  request.set_generation(generation);
-  // A worker that was started elsewhere has another working directory.
-  std::error_code error;
-  const std::string model =
-      worker.model().empty() ? parts.config.model() : worker.model();
-  const auto absolute = std::filesystem::absolute(model, error);
-  request.set_model(error ? model : absolute.string());
-  request.set_config_hash(absl::HexStringToBytes(parts.config_sha256));
-  AddShards(parts.placement, static_cast<WorkerId>(index), request);
-  return request;
-}
-
 }  // namespace
-
-std::string_view Name(Phase phase) {
-  switch (phase) {
-    case Phase::kConnect:
-      return "connect";
-    case Phase::kAssign:
-      return "load";
-    case Phase::kExchange:
-      return "open exchange";
-    case Phase::kReady:
-      return "ready";
-    case Phase::kSilent:
-      return "silent";
-  }
-  return "unknown";
-}
 
 struct Cluster::Impl {
   Impl(ClusterParts p, transport::TlsKeys k, const GrpcTransport::Options& o)
@@ -87,6 +52,8 @@ struct Cluster::Impl {
   // The life of one worker's thread.
   void Keep(size_t index);
   absl::Status BringUp(size_t index, ControlClient* client);
+  // The worker takes its slices; answers what it wants of them.
+  absl::Status Load(size_t index, ControlClient* client);
   absl::Status OpenExchange(size_t index);
   // Until the worker is lost; says why.
   absl::Status Watch(size_t index, ControlClient* client);
@@ -212,18 +179,36 @@ absl::Status Cluster::Impl::BringUp(size_t index, ControlClient* client) {
     state.load_began = parts.clock->Now();
   }
   Enter(index, Phase::kAssign);
-  const auto progress = [&](const v1::LoadProgress& news) {
-    const std::lock_guard<std::mutex> lock(mu);
-    states[index].bytes_done = news.bytes_done();
-    states[index].bytes_total = news.bytes_total();
-    Show(index);
-  };
-  RETURN_IF_ERROR(client->Assign(
-      MakeAssign(parts, index, generation), load_progress, stop, progress));
+  RETURN_IF_ERROR(Load(index, client));
   Enter(index, Phase::kExchange);
   RETURN_IF_ERROR(OpenExchange(index));
   RETURN_IF_ERROR(CheckHealth(index, client));
   Enter(index, Phase::kReady);
+  return absl::OkStatus();
+}
+
+absl::Status Cluster::Impl::Load(size_t index, ControlClient* client) {
+  const v1::Worker& worker = parts.config.workers(static_cast<int>(index));
+  v1::AssignRequest request = MakeAssign(
+      parts.config, parts.placement, parts.config_sha256, index, generation);
+  RETURN_IF_ERROR(parts.supply->Describe(&request));
+  const auto session = parts.supply->Open(
+      request,
+      Peer(index),
+      transport::Dial(worker.address(), keys, transport::Traffic::kBulk),
+      load_progress);
+  const auto progress = [&](const v1::LoadProgress& news) {
+    session->Add(news);
+    const std::lock_guard<std::mutex> lock(mu);
+    Apply(news, parts.clock->Now(), &states[index]);
+    Show(index);
+  };
+  RETURN_IF_ERROR(client->Assign(request, load_progress, stop, progress));
+  const std::lock_guard<std::mutex> lock(mu);
+  if (states[index].bytes_total > 0) {
+    log::Info(
+        absl::StrCat("worker ", Peer(index), " ", LoadedText(states[index])));
+  }
   return absl::OkStatus();
 }
 
@@ -326,7 +311,7 @@ Cluster::~Cluster() {
 }
 
 absl::StatusOr<std::unique_ptr<Cluster>> Cluster::Start(ClusterParts parts) {
-  CONCLAVE_CHECK(parts.clock != nullptr);
+  CONCLAVE_CHECK(parts.clock != nullptr && parts.supply != nullptr);
   ASSIGN_OR_RETURN(transport::TlsKeys keys,
                    transport::ReadTls(parts.config.tls()));
   const GrpcTransport::Options options = {

@@ -15,43 +15,18 @@
 #include "common/slices.h"
 #include "common/transport/transport.h"
 #include "conclave/v1/config.pb.h"
+#include "coordinator/cluster/worker_state.h"
+#include "coordinator/delivery/supply.h"
 
 namespace conclave::cluster {
 
-// What a worker is up to, as seen from here.
-enum class Phase {
-  kConnect,   // dialled, registered
-  kAssign,    // loads its slices
-  kExchange,  // opens the exchange streams
-  kReady,
-  kSilent,  // was ready; does not answer, its link still stands
-};
-std::string_view Name(Phase phase);
-
-struct WorkerState {
-  std::string name;
-  std::string address;
-  Phase phase = Phase::kConnect;
-  absl::Status error;  // the last one, kept until the worker is ready
-  // The load, for a bar with rate and time left.
-  uint64_t bytes_done = 0;
-  uint64_t bytes_total = 0;
-  absl::Time load_began = absl::InfinitePast();
-  // From Register and Health.
-  std::string version;
-  std::string simd;
-  int32_t threads = 0;
-  uint64_t frames_served = 0;
-  uint64_t resident_bytes = 0;
-  uint64_t memory_free_bytes = 0;
-};
-
 struct ClusterParts {
-  v1::ClusterConfig config;    // workers, deadlines, tls; defaults applied
-  Placement placement;         // holders are indexes of config.workers
-  std::string config_sha256;   // of the checkpoint, hex
-  Clock* clock = nullptr;      // outlives the cluster
-  Metrics* metrics = nullptr;  // likewise; null: none
+  v1::ClusterConfig config;   // workers, deadlines, tls; defaults applied
+  Placement placement;        // holders are indexes of config.workers
+  std::string config_sha256;  // of the checkpoint, hex
+  delivery::Supply* supply = nullptr;  // outlives the cluster; not null
+  Clock* clock = nullptr;              // outlives the cluster
+  Metrics* metrics = nullptr;          // likewise; null: none
 };
 
 // The workers of one coordinator: a thread per worker dials, registers,

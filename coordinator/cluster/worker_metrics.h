@@ -18,7 +18,8 @@ class WorkerMetrics {
 
  private:
   Gauge ready_;
-  Gauge load_done_, load_total_;
+  Gauge load_done_, load_total_, load_rate_, load_left_;
+  Gauge from_local_, from_cache_, from_peers_, from_coordinator_;
   Gauge frames_, resident_, memory_free_;
 };
 

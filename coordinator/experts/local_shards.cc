@@ -10,20 +10,26 @@
 #include "coordinator/experts/rows.h"
 
 namespace conclave::experts {
+namespace {
+
+// Threads that read: enough to keep a fast disk busy.
+constexpr int32_t kReaders = 8;
+
+}  // namespace
 
 absl::StatusOr<std::unique_ptr<LocalShards>> LocalShards::Load(
     const checkpoint::Checkpoint& checkpoint,
     const Placement& placement,
     std::optional<WorkerId> holder,
     const checkpoint::LoadProgressFn& progress) {
-  std::vector<checkpoint::ShardWeights> weights;
+  std::vector<Shard> shards;
   for (size_t i = 0; i < placement.shards.size(); ++i) {
     if (holder.has_value() && placement.holder[i] != *holder) continue;
-    ASSIGN_OR_RETURN(
-        checkpoint::ShardWeights shard,
-        checkpoint::LoadShard(checkpoint, placement.shards[i], progress));
-    weights.push_back(std::move(shard));
+    shards.push_back(placement.shards[i]);
   }
+  ASSIGN_OR_RETURN(
+      std::vector<checkpoint::ShardWeights> weights,
+      checkpoint::LoadShards(checkpoint, shards, kReaders, progress));
   return std::make_unique<LocalShards>(std::move(weights),
                                        checkpoint.config().hidden_size);
 }

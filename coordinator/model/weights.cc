@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "coordinator/model/weights.h"
 
+#include <algorithm>
+#include <span>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "common/checkpoint/linear.h"
 #include "common/checkpoint/tensor_check.h"
+#include "common/parallel_tasks.h"
 #include "common/status_macros.h"
 
 namespace conclave::model {
@@ -15,15 +18,35 @@ using checkpoint::ModelConfig;
 using checkpoint::TensorView;
 using kernels::WeightView;
 
-// Reads tensors whose names begin with `prefix`.
+// Read at once; several are under way at a time.
+constexpr uint64_t kReadBytes = uint64_t{8} << 20;
+constexpr int32_t kReaders = 8;
+
+// A matrix, or some of its rows, that still has to be read.
+struct Read {
+  checkpoint::Linear linear;
+  checkpoint::Cut cut;
+  checkpoint::WeightSpans out;
+
+  absl::Status Run(const checkpoint::Checkpoint& checkpoint) const {
+    WeightLayout layout = linear.layout;
+    layout.rows = cut.rows();
+    return checkpoint::ReadPart(checkpoint, linear, cut, layout, out);
+  }
+};
+
+// Finds tensors whose names begin with `prefix`; reads the small ones, gives
+// matrices memory and notes what is to be read into it.
 class Reader {
  public:
   Reader(const checkpoint::Checkpoint& checkpoint,
          std::string prefix,
-         std::vector<Buffer>* realigned)
+         std::vector<Buffer>* storage,
+         std::vector<Read>* reads)
       : checkpoint_(checkpoint),
         prefix_(std::move(prefix)),
-        realigned_(realigned) {}
+        storage_(storage),
+        reads_(reads) {}
 
   absl::Status Linear(const std::string& module,
                       int64_t rows,
@@ -36,52 +59,21 @@ class Reader {
       return checkpoint::BadTensor(
           linear.weight, absl::StrCat("shape is not [", rows, ", ", cols, "]"));
     }
-    StoredWeight weight{.layout = layout};
-    if (linear.transposed) {
-      RETURN_IF_ERROR(Copied(linear, &weight));
-    } else {
-      RETURN_IF_ERROR(Mapped(linear, &weight));
-    }
-    *out = kernels::ViewOf(weight);
-    return absl::OkStatus();
-  }
-
-  // Codes that lie otherwise in the file.
-  absl::Status Copied(const checkpoint::Linear& linear, StoredWeight* out) {
-    const WeightLayout& layout = linear.layout;
-    Buffer data(layout.data_bytes()), scales(layout.scale_bytes());
-    RETURN_IF_ERROR(checkpoint::ReadPart(
-        checkpoint_,
-        linear,
-        {.row_end = layout.rows, .col_end = layout.cols},
-        layout,
-        {.data = data.bytes(), .scales = scales.bytes(), .biases = {}}));
-    out->data = Keep(std::move(data));
-    out->scales = Keep(std::move(scales));
-    return absl::OkStatus();
-  }
-
-  // Weights, scales and biases stay in the file.
-  absl::Status Mapped(const checkpoint::Linear& linear, StoredWeight* out) {
-    const DType dtype = linear.layout.dtype;
-    if (dtype == DType::kF8E4M3) {
-      RETURN_IF_ERROR(
-          checkpoint::CheckFp8Codes(linear.weight.data, linear.weight));
-    } else if (dtype != DType::kU32 && dtype != DType::kF32 &&
-               dtype != DType::kBF16) {
+    const DType dtype = layout.dtype;
+    if (dtype != DType::kF8E4M3 && dtype != DType::kU32 &&
+        dtype != DType::kF32 && dtype != DType::kBF16) {
       return checkpoint::BadTensor(linear.weight,
                                    "dtype is neither F32 nor BF16");
     }
-    out->data = Aligned(linear.weight, dtype == DType::kF32 ? 4 : 2);
-    if (linear.scales.has_value()) {
-      RETURN_IF_ERROR(
-          checkpoint::CheckFinite(linear.scales->data, *linear.scales));
-      out->scales = Aligned(*linear.scales, 2);
-    }
-    if (linear.biases.has_value()) {
-      RETURN_IF_ERROR(
-          checkpoint::CheckFinite(linear.biases->data, *linear.biases));
-      out->biases = Aligned(*linear.biases, 2);
+    Buffer data(layout.data_bytes()), scales(layout.scale_bytes()),
+        biases(layout.bias_bytes());
+    AddReads(linear, {data.bytes(), scales.bytes(), biases.bytes()});
+    *out = kernels::ViewOf({.layout = layout,
+                            .data = data.data(),
+                            .scales = scales.data(),
+                            .biases = biases.data()});
+    for (Buffer* buffer : {&data, &scales, &biases}) {
+      if (!buffer->empty()) storage_->push_back(std::move(*buffer));
     }
     return absl::OkStatus();
   }
@@ -107,21 +99,34 @@ class Reader {
   }
 
  private:
-  const void* Keep(Buffer buffer) {
-    realigned_->push_back(std::move(buffer));
-    return realigned_->back().data();
-  }
-
-  // The tensor in the file, or a copy where its address is odd.
-  const void* Aligned(const TensorView& tensor, size_t alignment) {
-    const auto address = reinterpret_cast<uintptr_t>(tensor.data.data());
-    if (address % alignment == 0) return tensor.data.data();
-    return Keep(Buffer::Copy(tensor.data));
+  // Large matrices in parts, where each row has scales of its own.
+  void AddReads(const checkpoint::Linear& linear,
+                const checkpoint::WeightSpans& out) {
+    const WeightLayout& whole = linear.layout;
+    const bool cut = !linear.transposed && whole.dtype != DType::kF8E4M3;
+    const int64_t step =
+        cut ? std::max<int64_t>(
+                  1, static_cast<int64_t>(kReadBytes / whole.row_bytes()))
+            : whole.rows;
+    const auto part = [&](std::span<std::byte> all, int64_t row, int64_t n) {
+      const size_t each = all.size() / static_cast<size_t>(whole.rows);
+      return cut ? all.subspan(row * each, n * each) : all;
+    };
+    for (int64_t row = 0; row < whole.rows; row += step) {
+      const int64_t n = std::min(step, whole.rows - row);
+      Read& read = reads_->emplace_back();
+      read.linear = linear;
+      read.cut = {row, row + n, 0, whole.cols};
+      read.out = {part(out.data, row, n),
+                  part(out.scales, row, n),
+                  part(out.biases, row, n)};
+    }
   }
 
   const checkpoint::Checkpoint& checkpoint_;
   std::string prefix_;
-  std::vector<Buffer>* realigned_;
+  std::vector<Buffer>* storage_;
+  std::vector<Read>* reads_;
 };
 
 absl::Status LoadAttention(const ModelConfig& config,
@@ -198,7 +203,8 @@ absl::StatusOr<DenseWeights> LoadDenseWeights(
   const ModelConfig& config = checkpoint.config();
   const int64_t hidden = config.hidden_size;
   DenseWeights out;
-  Reader top(checkpoint, "", &out.realigned);
+  std::vector<Read> reads;
+  Reader top(checkpoint, "", &out.storage, &reads);
   RETURN_IF_ERROR(
       top.Linear("embed_tokens", config.vocab_size, hidden, &out.embedding));
   RETURN_IF_ERROR(top.Norm("norm.weight", hidden, &out.final_norm));
@@ -206,7 +212,8 @@ absl::StatusOr<DenseWeights> LoadDenseWeights(
   out.layers.resize(static_cast<size_t>(config.num_hidden_layers));
   for (size_t i = 0; i < out.layers.size(); ++i) {
     LayerWeights& layer = out.layers[i];
-    Reader reader(checkpoint, absl::StrCat("layers.", i, "."), &out.realigned);
+    Reader reader(
+        checkpoint, absl::StrCat("layers.", i, "."), &out.storage, &reads);
     layer.full_attention = config.full_attention[i];
     RETURN_IF_ERROR(
         reader.Norm("input_layernorm.weight", hidden, &layer.input_norm));
@@ -217,6 +224,10 @@ absl::StatusOr<DenseWeights> LoadDenseWeights(
                         : LoadGdn(config, &reader, &layer));
     RETURN_IF_ERROR(LoadMoe(config, &reader, &layer));
   }
+  RETURN_IF_ERROR(ParallelTasks(
+      static_cast<int64_t>(reads.size()), kReaders, [&](int64_t i) {
+        return reads[static_cast<size_t>(i)].Run(checkpoint);
+      }));
   return out;
 }
 

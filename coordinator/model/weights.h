@@ -33,15 +33,14 @@ struct LayerWeights {
   std::vector<float> conv, a_log, dt_bias, gdn_norm;
 };
 
-// All of the model but the routed experts. Linears stay where the checkpoint
-// is mapped; it must outlive this.
+// All of the model but the routed experts, in memory of its own: no step waits
+// for a page of the file.
 struct DenseWeights {
   kernels::WeightView embedding;  // [vocab, hidden]
   std::vector<LayerWeights> layers;
   NormWeight final_norm;
-  kernels::WeightView head;  // [vocab, hidden]
-  // Copies of what a file holds at an odd address or in another order.
-  std::vector<Buffer> realigned;
+  kernels::WeightView head;     // [vocab, hidden]
+  std::vector<Buffer> storage;  // what the views of linears point to
 };
 
 absl::StatusOr<DenseWeights> LoadDenseWeights(

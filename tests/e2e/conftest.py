@@ -1,10 +1,17 @@
 """Fixtures: one cluster that reading tests share, and a factory for the
 tests that break things."""
 import json
+import os
 
 import pytest
 
 from processes import ROOT, Cluster
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_caches(tmp_path_factory):
+    """No test sees or fills the user's caches."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("caches"))
 
 
 @pytest.fixture(scope="session")
@@ -20,11 +27,14 @@ def cluster(tmp_path_factory):
 def make_cluster(tmp_path):
     made = []
 
-    def make(**arguments):
+    def make(change=None, ready=True, **arguments):
+        """change: bends the cluster before it starts."""
         folder = tmp_path / f"cluster{len(made)}"
         folder.mkdir()
         made.append(Cluster(folder, **arguments))
-        return made[-1].start()
+        if change:
+            change(made[-1])
+        return made[-1].start(ready)
 
     yield make
     for one in made:

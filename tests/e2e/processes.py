@@ -101,19 +101,21 @@ class Cluster:
             f"model: {MODEL}\ncoordinator:\n{coordinator}"
             + (f"workers:\n{listed}" if workers else "") + settings)
         self.workers = {}
+        self.worker_arguments = None  # in place of the file
         self.coordinator = None
 
-    def start(self):
+    def start(self, ready=True):
         for name in self.names:
             self.start_worker(name)
         self.start_coordinator()
-        self.wait_ready()
+        if ready:
+            self.wait_ready()
         return self
 
     def start_worker(self, name):
-        self.workers[name] = Program(
-            [WORKER, "--config", self.config, "--name", name],
-            self.folder / f"{name}.log")
+        arguments = self.worker_arguments or ["--config", self.config]
+        self.workers[name] = Program([WORKER, *arguments, "--name", name],
+                                     self.folder / f"{name}.log")
 
     def start_coordinator(self):
         self.coordinator = Program(

@@ -7,6 +7,7 @@
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
+#include "common/delivery/storage_proto.h"
 #include "conclave/v1/control.pb.h"
 #include "coordinator/cluster/placement.h"
 #include "tests/testing/golden.h"
@@ -32,6 +33,7 @@ v1::AssignRequest AssignmentOf(const Placement& placement, WorkerId worker) {
       out->set_end(slice.end);
     }
   }
+  EXPECT_TRUE(delivery::DescribeSlices(TinyModel(), &request).ok());
   return request;
 }
 
@@ -60,9 +62,10 @@ MemoryCluster::MemoryCluster(const v1::ClusterConfig& config,
   EXPECT_TRUE(local.ok()) << local.status();
   local_ = *std::move(local);
   for (int32_t i = 0; i < config.workers_size(); ++i) {
-    stores_.push_back(std::make_unique<worker::ExpertStore>(""));
-    const absl::Status assigned =
-        stores_.back()->Assign(AssignmentOf(placement_, WorkerId{i}), nullptr);
+    stores_.push_back(
+        std::make_unique<worker::ExpertStore>(worker::ExpertStore::Options{}));
+    const absl::Status assigned = stores_.back()->Assign(
+        AssignmentOf(placement_, WorkerId{i}), [](const auto&) {});
     EXPECT_TRUE(assigned.ok()) << assigned;
     runners_.push_back(std::make_unique<worker::ExpertRunner>(
         config.workers(i).name(), stores_.back().get(), backend, pool));

@@ -16,15 +16,19 @@ namespace conclave::testing {
 // Null, with a failure, if it does not start.
 inline std::unique_ptr<worker::Worker> StartWorker(const std::string& name,
                                                    int port = 0,
-                                                   const v1::Tls& tls = {}) {
+                                                   const v1::Tls& tls = {},
+                                                   std::string model = "") {
   auto worker =
       worker::Worker::Start({.name = name,
                              .address = absl::StrCat("127.0.0.1:", port),
-                             .model = "",
+                             .model = std::move(model),
+                             .hint = "",
                              .threads = 1,
                              .spin_us = 0,
                              .tls = tls,
-                             .progress = nullptr});
+                             .progress = nullptr,
+                             .cache = "",
+                             .cache_bytes = 0});
   EXPECT_TRUE(worker.ok()) << worker.status();
   return worker.ok() ? *std::move(worker) : nullptr;
 }

@@ -6,6 +6,7 @@
 #include "absl/flags/flag.h"
 #include "absl/strings/str_cat.h"
 #include "common/config/cluster_config.h"
+#include "common/delivery/slice_cache.h"
 #include "common/log.h"
 #include "common/status_macros.h"
 #include "common/thread_pool.h"
@@ -14,6 +15,8 @@ ABSL_FLAG(std::string, config, "", "cluster configuration");
 ABSL_FLAG(std::string, name, "", "which worker of the configuration this is");
 ABSL_FLAG(std::string, listen, "", "HOST:PORT to listen on, without --config");
 ABSL_FLAG(std::string, model, "", "checkpoint folder on this machine");
+ABSL_FLAG(std::string, cache, "", "folder of fetched slices, \"off\" = none");
+ABSL_FLAG(double, cache_gb, 0, "what the cache may keep, 0 = everything");
 ABSL_FLAG(int32_t, threads, 0, "compute threads, 0 = one per core");
 ABSL_FLAG(int32_t, spin_us, 0, "poll this long before blocking, -1 = never");
 ABSL_FLAG(std::string, simd, "", "pin one SIMD target");
@@ -21,6 +24,9 @@ ABSL_FLAG(std::string, log_level, "info", "debug, info, warning, error, off");
 
 namespace conclave::worker {
 namespace {
+
+// Bytes of the configuration's gigabytes.
+uint64_t Bytes(double gb) { return static_cast<uint64_t>(gb * 1e9); }
 
 // The configuration and the worker of it that the flags mean.
 absl::StatusOr<v1::ClusterConfig> Configuration(v1::Worker* worker) {
@@ -45,7 +51,6 @@ absl::StatusOr<v1::ClusterConfig> Configuration(v1::Worker* worker) {
                    config::LoadClusterConfig(file));
   ASSIGN_OR_RETURN(*worker,
                    config::FindWorker(config, absl::GetFlag(FLAGS_name)));
-  if (worker->model().empty()) worker->set_model(config.model());
   return config;
 }
 
@@ -64,6 +69,14 @@ absl::StatusOr<WorkerOptions> OptionsFromFlags() {
   if (!absl::GetFlag(FLAGS_model).empty()) {
     worker.set_model(absl::GetFlag(FLAGS_model));
   }
+  std::string cache = absl::GetFlag(FLAGS_cache);
+  if (cache.empty()) cache = worker.cache();
+  if (cache.empty()) cache = config.delivery().cache();
+  double cache_gb = absl::GetFlag(FLAGS_cache_gb);
+  if (cache_gb == 0) cache_gb = config.delivery().cache_gb();
+  if (!(cache_gb >= 0)) {
+    return absl::InvalidArgumentError("--cache_gb must not be negative");
+  }
   if (absl::GetFlag(FLAGS_threads) > 0) {
     worker.set_threads(absl::GetFlag(FLAGS_threads));
   }
@@ -73,11 +86,14 @@ absl::StatusOr<WorkerOptions> OptionsFromFlags() {
       .name = worker.name(),
       .address = worker.address(),
       .model = worker.model(),
+      .hint = config.model(),
       .threads = worker.threads(),
       .spin_us = config::SpinUs(config, spin_us, AvailableCores()),
       .backend = kernels::Backend::kCpu,
       .tls = config.tls(),
-      .progress = nullptr};
+      .progress = nullptr,
+      .cache = delivery::CacheFolder(cache),
+      .cache_bytes = Bytes(cache_gb)};
 }
 
 }  // namespace conclave::worker

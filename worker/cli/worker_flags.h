@@ -14,12 +14,15 @@ Usage:
   conclave-worker --config cluster.yaml --name w0
       the worker w0 of the file that the coordinator reads, too
   conclave-worker --listen 127.0.0.1:7001
-      without a file; name and model come from the coordinator
+      without a file; name and experts come from the coordinator, which
+      sends what is not in a local checkpoint, the cache or another worker
 
   --config FILE       cluster configuration
   --name W            which of its workers this is
   --listen HOST:PORT  address to listen on (without --config)
-  --model DIR         checkpoint folder on this machine
+  --model DIR         checkpoint folder on this machine; "off": fetch slices
+  --cache DIR         fetched slices (~/.cache/conclave), "off" = none
+  --cache_gb N        what the cache may keep, 0 = everything
   --threads N         compute threads, 0 = one per core
   --spin_us N         poll this long before blocking (50), -1 = never
   --simd TARGET       pin one SIMD target, e.g. avx2

@@ -35,8 +35,15 @@ constexpr char kModel[] = "deploy/models/qwen3.5-moe-tiny";
 // A port that nobody listens on.
 int FreePort() { return StartWorker("free")->port(); }
 
+const checkpoint::Checkpoint& Model() {
+  static const auto* model = checkpoint::Checkpoint::Open(kModel)->release();
+  return *model;
+}
+
 ClusterParts Parts(const std::vector<int>& ports) {
-  const auto checkpoint = *checkpoint::Checkpoint::Open(kModel);
+  static auto* supply = new delivery::Supply(
+      &Model(), delivery::Supply::Options{.cache = "", .clock = RealClock()});
+  const checkpoint::Checkpoint* checkpoint = &Model();
   ClusterParts parts;
   parts.config = config::DefaultClusterConfig();
   parts.config.set_model(kModel);
@@ -49,6 +56,7 @@ ClusterParts Parts(const std::vector<int>& ports) {
   parts.placement =
       *MakePlacement(parts.config, checkpoint->config().expert_shape());
   parts.config_sha256 = checkpoint->config().config_sha256;
+  parts.supply = supply;
   parts.clock = RealClock();
   return parts;
 }
@@ -159,7 +167,7 @@ TEST(Cluster, WrongNameAndWrongModelAreNamed) {
   auto cluster = *Cluster::Start(Parts({w0->port()}));
   std::string message(Wait(cluster.get(), absl::Milliseconds(300)).message());
   EXPECT_THAT(message, HasSubstr("this is worker other"));
-  const auto good = StartWorker("w0");
+  const auto good = StartWorker("w0", 0, {}, kModel);
   ClusterParts parts = Parts({good->port()});
   parts.config_sha256 = std::string(64, 'a');
   cluster = *Cluster::Start(parts);

@@ -43,7 +43,7 @@ TEST(ClusterConfig, LeftOutFieldsTakeTheDefaultsOfTheSchema) {
   ASSERT_EQ(c.workers_size(), 1);
   EXPECT_EQ(c.workers(0).share(), 1);
   EXPECT_EQ(c.workers(0).spin_us(), 50);
-  EXPECT_EQ(c.workers(0).model(), "/m");
+  EXPECT_EQ(c.workers(0).model(), "");
   EXPECT_EQ(c.placement().split(), "experts");
   EXPECT_EQ(c.placement().shards(), 0);
   EXPECT_EQ(c.placement().coordinator_share(), 0);

@@ -6,6 +6,7 @@
 
 #include "absl/strings/escaping.h"
 #include "common/checkpoint/checkpoint.h"
+#include "common/delivery/storage_proto.h"
 #include "common/slices.h"
 #include "conclave/v1/control.pb.h"
 
@@ -51,6 +52,10 @@ inline v1::AssignRequest MakeAssign(const checkpoint::ModelConfig& config,
       s->set_end(slice.end);
     }
   }
+  const auto tiny = *checkpoint::Checkpoint::Open(kTinyModel);
+  // Wrong slices on purpose are described as far as they can be.
+  const absl::Status described = delivery::DescribeSlices(*tiny, &request);
+  static_cast<void>(described);
   return request;
 }
 

@@ -26,10 +26,13 @@ class ControlServiceTest : public ::testing::Test {
     auto worker = Worker::Start({.name = "w0",
                                  .address = "127.0.0.1:0",
                                  .model = "",
+                                 .hint = "",
                                  .threads = 1,
                                  .spin_us = 0,
                                  .tls = {},
-                                 .progress = nullptr});
+                                 .progress = nullptr,
+                                 .cache = "",
+                                 .cache_bytes = 0});
     ASSERT_TRUE(worker.ok()) << worker.status();
     worker_ = *std::move(worker);
     stub_ = v1::WorkerControl::NewStub(
@@ -235,10 +238,13 @@ TEST_F(ControlServiceTest, PortInUseIsNamed) {
   const auto second = Worker::Start({.name = "w1",
                                      .address = address,
                                      .model = "",
+                                     .hint = "",
                                      .threads = 1,
                                      .spin_us = 0,
                                      .tls = {},
-                                     .progress = nullptr});
+                                     .progress = nullptr,
+                                     .cache = "",
+                                     .cache_bytes = 0});
   ASSERT_FALSE(second.ok());
   EXPECT_THAT(std::string(second.status().message()), HasSubstr(address));
 }

@@ -35,10 +35,10 @@ class ExpertRunnerTest : public ::testing::Test {
     shards_ = {
         testing::MakeShard(config, 1, 0, experts / 2, 0, width),
         testing::MakeShard(config, 3, experts / 2, experts, width / 2, width)};
-    ASSERT_TRUE(
-        store_
-            .Assign(testing::MakeAssign(config, kGeneration, shards_), nullptr)
-            .ok());
+    ASSERT_TRUE(store_
+                    .Assign(testing::MakeAssign(config, kGeneration, shards_),
+                            [](const auto&) {})
+                    .ok());
     transport_.AddWorker(
         kWorker, "w0", [this](auto frame) { return runner_.Handle(frame); });
   }
@@ -122,7 +122,7 @@ class ExpertRunnerTest : public ::testing::Test {
   std::unique_ptr<checkpoint::Checkpoint> checkpoint_;
   std::vector<Shard> shards_;
   ThreadPool pool_{2, 0};
-  ExpertStore store_{""};
+  ExpertStore store_{{}};
   ExpertRunner runner_{"w0", &store_, kernels::Backend::kCpu, &pool_};
   transport::MemoryTransport transport_;
 };
@@ -256,7 +256,7 @@ TEST_F(ExpertRunnerTest, WhatIsWrongIsToldByName) {
   EXPECT_THAT(Error(Buffer(8)).message, HasSubstr("too short"));
   EXPECT_THAT(Error(Buffer()).message, HasSubstr("too short"));
 
-  ExpertStore empty("");
+  ExpertStore empty({});
   ExpertRunner idle("w9", &empty, kernels::Backend::kCpu, &pool_);
   const Buffer frame = transport::EncodeRequest(Request(0, {&work}, x, 1));
   const Buffer reply = idle.Handle(frame.bytes());
