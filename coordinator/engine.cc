@@ -75,10 +75,13 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(EngineParts parts) {
   ASSIGN_OR_RETURN(impl->default_sampling, ReadGenerationConfig(folder));
   const model::StateSizes sizes =
       Plan(limits, config, max_sequences, max_context);
-  ASSIGN_OR_RETURN(
-      impl->decoder,
-      model::Decoder::Create(
-          *parts.checkpoint, parts.experts, parts.backend, parts.pool, sizes));
+  ASSIGN_OR_RETURN(impl->decoder,
+                   model::Decoder::Create(*parts.checkpoint,
+                                          parts.experts,
+                                          parts.backend,
+                                          parts.pool,
+                                          sizes,
+                                          parts.activations));
   impl->scheduler = std::make_unique<schedule::Scheduler>(
       schedule::Scheduler::Options{.max_sequences = max_sequences,
                                    .step_tokens = step_tokens,

@@ -27,6 +27,7 @@ struct EngineParts {
   experts::Experts* experts = nullptr;
   kernels::Backend backend = kernels::Backend::kCpu;
   ThreadPool* pool = nullptr;
+  kernels::Activations activations = kernels::Activations::kF32;
   Clock* clock = nullptr;
   Metrics* metrics = nullptr;
   v1::Limits limits;

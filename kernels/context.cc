@@ -76,6 +76,13 @@ size_t Workspace::allocated_bytes() const {
   return total;
 }
 
+absl::StatusOr<Activations> ParseActivations(const std::string& word) {
+  if (word.empty() || word == "f32") return Activations::kF32;
+  if (word == "int8") return Activations::kInt8;
+  return absl::InvalidArgumentError(
+      absl::StrCat("activations \"", word, "\": use f32 or int8"));
+}
+
 std::vector<std::string> SupportedSimdTargets() {
   std::vector<std::string> names;
   for (int64_t target : Targets()) names.push_back(hwy::TargetName(target));

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "common/thread_pool.h"
 
 namespace conclave::kernels {
@@ -55,6 +56,8 @@ class Workspace {
 // What products with quantised weights multiply; kernels/int8.h says which
 // weights and how rows are rounded. Everything else is float32.
 enum class Activations : uint8_t { kF32, kInt8 };
+// "f32", or nothing, and "int8"; InvalidArgument lists them.
+absl::StatusOr<Activations> ParseActivations(const std::string& word);
 
 // What a block needs beside its operands. Owned by the caller; one context per
 // calling thread.

@@ -158,6 +158,7 @@ absl::StatusOr<Buffer> ExpertRunner::Run(const ExpertRequest& request) {
                                                    " layers of width ",
                                                    assignment->hidden));
   }
+  context_.activations = assignment->activations;
   const kernels::Workspace::Scope scope(&workspace_);
   const std::span<const float> x = RowsOf(request, &workspace_);
   transport::ExpertReply reply{.tag = request.tag,

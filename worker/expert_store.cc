@@ -212,6 +212,7 @@ absl::Status ExpertStore::Load(const LoadRequest& request,
   whole->generation = request.generation;
   whole->layers = request.shape.layers;
   whole->hidden = request.shape.hidden;
+  whole->activations = request.activations;
   whole->held = std::move(next.held);
   whole->held.merge(next.loading);
   for (const auto& [id, held] : whole->held) {

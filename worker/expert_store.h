@@ -19,6 +19,7 @@
 #include "common/delivery/slice_cache.h"
 #include "common/memory.h"
 #include "conclave/v1/control.pb.h"
+#include "kernels/context.h"
 #include "worker/delivery_inbox.h"
 #include "worker/shard_loader.h"
 
@@ -29,6 +30,7 @@ struct Assignment {
   uint64_t generation = 0;
   int32_t layers = 0;
   int32_t hidden = 0;
+  kernels::Activations activations = kernels::Activations::kF32;
   std::map<ShardId, std::shared_ptr<const checkpoint::ShardWeights>> shards;
   // Slices whose hash is known, for other workers.
   std::map<delivery::ContentHash, std::pair<HeldShard*, size_t>> contents;

@@ -11,6 +11,7 @@
 #include "common/delivery/content_hash.h"
 #include "common/slices.h"
 #include "conclave/v1/control.pb.h"
+#include "kernels/context.h"
 
 namespace conclave::worker {
 
@@ -37,6 +38,7 @@ struct LoadRequest {
   std::vector<WantedShard> shards;  // ascending id
   std::vector<v1::Peer> peers;
   bool verify_local = false;
+  kernels::Activations activations = kernels::Activations::kF32;
 };
 
 // InvalidArgument: too many shards, wrong order, impossible shape or storage.

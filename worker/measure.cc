@@ -142,7 +142,9 @@ class Bench {
         ThreadPool* pool,
         Clock* clock)
       : clock_(clock), made_(std::move(made)) {
-    context_ = {kernels::Backend::kCpu, pool, &workspace_};
+    // As a configuration that says nothing has it.
+    context_ = {
+        kernels::Backend::kCpu, pool, &workspace_, kernels::Activations::kInt8};
     experts_ = {.slices = slices,
                 .width = request.width(),
                 .hidden = request.hidden(),

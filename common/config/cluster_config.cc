@@ -31,6 +31,7 @@ void SetDefaults(Message& message) {
     auto& coordinator = static_cast<v1::Coordinator&>(message);
     coordinator.set_listen("127.0.0.1:8080");
     coordinator.set_spin_us(kSpinUsDefault);
+    coordinator.set_activations("int8");
   } else if (type == v1::Worker::descriptor()) {
     auto& worker = static_cast<v1::Worker&>(message);
     worker.set_share(1);

@@ -277,6 +277,9 @@ absl::Status CheckTls(const v1::Tls& tls) {
 
 absl::Status Validate(const v1::ClusterConfig& config) {
   RETURN_IF_ERROR(CheckCoordinator(config.coordinator()));
+  RETURN_IF_ERROR(CheckWord("coordinator.activations",
+                            config.coordinator().activations(),
+                            {"int8", "f32"}));
   RETURN_IF_ERROR(CheckWorkers(config));
   RETURN_IF_ERROR(CheckPlacement(config));
   RETURN_IF_ERROR(CheckDeadlines(config.deadlines()));

@@ -62,12 +62,14 @@ class Runner {
     const int32_t tokens = std::max(Context() + absl::GetFlag(FLAGS_steps),
                                     absl::GetFlag(FLAGS_prefill));
     ASSIGN_OR_RETURN(runner->steps_,
-                     MadeUpSteps::Create(runner->deployment_->checkpoint(),
-                                         runner->deployment_->experts(),
-                                         runner->deployment_->pool(),
-                                         {.backend = options.backend,
-                                          .sequences = what.sequences,
-                                          .tokens = tokens}));
+                     MadeUpSteps::Create(
+                         runner->deployment_->checkpoint(),
+                         runner->deployment_->experts(),
+                         runner->deployment_->pool(),
+                         {.backend = options.backend,
+                          .sequences = what.sequences,
+                          .tokens = tokens,
+                          .activations = runner->deployment_->activations()}));
     return runner;
   }
 
@@ -132,6 +134,7 @@ void Print(const v1::ClusterConfig& config, const std::vector<Case>& cases) {
             << kernels::ActiveSimdTarget() << "\nmodel " << config.model()
             << ", " << config.workers_size() << " workers, context "
             << Context() << ", prefill " << absl::GetFlag(FLAGS_prefill)
+            << ", activations " << config.coordinator().activations()
             << ", median of " << absl::GetFlag(FLAGS_repeats)
             << " interleaved runs\n\n";
   std::vector<std::vector<std::string>> rows = {{"form",
@@ -211,6 +214,7 @@ Command BenchDecodeCommand() {
                     "prefill",
                     "repeats",
                     "simd",
+                    "activations",
                     "log_level"},
           .run = Run};
 }

@@ -20,6 +20,7 @@ namespace conclave::cli {
 
 struct Deployment::Impl {
   v1::ClusterConfig config;
+  kernels::Activations activations = kernels::Activations::kF32;
   std::unique_ptr<checkpoint::Checkpoint> checkpoint;
   Placement placement;
   std::unique_ptr<Progress> progress;
@@ -67,7 +68,8 @@ absl::Status Deployment::Impl::MakeLocal(const Options& options) {
                                     checkpoint->config().expert_shape(),
                                     shards.get(),
                                     options.backend,
-                                    pool.get()));
+                                    pool.get(),
+                                    activations));
   return absl::OkStatus();
 }
 
@@ -101,7 +103,8 @@ absl::Status Deployment::Impl::MakeRemote(const Options& options) {
            .row_dtype = RowDtype(config.exchange().rows()),
            .reply_dtype = RowDtype(config.exchange().replies()),
            .backend = options.backend,
-           .pool = pool.get()}));
+           .pool = pool.get(),
+           .activations = activations}));
   return absl::OkStatus();
 }
 
@@ -109,6 +112,9 @@ absl::StatusOr<std::unique_ptr<Deployment>> Deployment::Create(
     const v1::ClusterConfig& config, const Options& options) {
   auto impl = std::make_unique<Impl>();
   impl->config = config;
+  ASSIGN_OR_RETURN(
+      impl->activations,
+      kernels::ParseActivations(config.coordinator().activations()));
   ASSIGN_OR_RETURN(impl->checkpoint,
                    checkpoint::Checkpoint::Open(config.model()));
   ASSIGN_OR_RETURN(impl->placement,
@@ -133,6 +139,9 @@ const checkpoint::Checkpoint& Deployment::checkpoint() const {
 }
 experts::Experts* Deployment::experts() { return impl_->experts.get(); }
 ThreadPool* Deployment::pool() { return impl_->pool.get(); }
+kernels::Activations Deployment::activations() const {
+  return impl_->activations;
+}
 
 absl::Status Deployment::Ready() const {
   return impl_->cluster == nullptr ? absl::OkStatus() : impl_->cluster->Ready();

@@ -41,6 +41,7 @@ class Deployment {
   const checkpoint::Checkpoint& checkpoint() const;
   experts::Experts* experts();
   ThreadPool* pool();
+  kernels::Activations activations() const;
   // OK, or which worker is missing, with phase and last error.
   absl::Status Ready() const;
   // Waits for the workers and shows how far they are; Ready() at the end.

@@ -197,18 +197,24 @@ int Run(const std::vector<std::string>&) {
 }  // namespace
 
 Command DoctorCommand() {
-  return {
-      .name = "doctor",
-      .summary = "Reach and measure every node of a cluster.",
-      .usage = "doctor --config FILE",
-      .examples =
-          "  conclave doctor --config cluster.yaml\n"
-          "  conclave doctor --config cluster.yaml --out links.yaml && "
-          "conclave plan --config cluster.yaml --links links.yaml\n"
-          "  conclave doctor --config cluster.yaml --quick --json   # exit "
-          "code 1: there are problems\n",
-      .flags = {"config", "model", "out", "quick", "json", "simd", "log_level"},
-      .run = Run};
+  return {.name = "doctor",
+          .summary = "Reach and measure every node of a cluster.",
+          .usage = "doctor --config FILE",
+          .examples =
+              "  conclave doctor --config cluster.yaml\n"
+              "  conclave doctor --config cluster.yaml --out links.yaml && "
+              "conclave plan --config cluster.yaml --links links.yaml\n"
+              "  conclave doctor --config cluster.yaml --quick --json   # exit "
+              "code 1: there are problems\n",
+          .flags = {"config",
+                    "model",
+                    "out",
+                    "quick",
+                    "json",
+                    "simd",
+                    "activations",
+                    "log_level"},
+          .run = Run};
 }
 
 }  // namespace conclave::cli

@@ -302,6 +302,9 @@ absl::Status Examination::MeasureSteps(ThreadPool* pool) {
   o_.say("measuring decode steps without experts");
   const bool probes = found_.coordinator.all_back_gb_per_s() > 0;
   StepOptions options;
+  ASSIGN_OR_RETURN(
+      options.activations,
+      kernels::ParseActivations(config_.coordinator().activations()));
   options.sequences = {1, 8};
   options.pool = pool;
   options.clock = o_.clock;

@@ -14,6 +14,11 @@
 ABSL_FLAG(std::string, config, "", "cluster file (docs/configuration.md)");
 ABSL_FLAG(std::string, model, "", "folder of the checkpoint");
 ABSL_FLAG(std::string, backend, "cpu", "cpu, or cpu-plain (the slow twin)");
+ABSL_FLAG(std::string,
+          activations,
+          "",
+          "of products with quantised weights: int8 or f32; empty: as the "
+          "configuration says, int8 if nothing");
 ABSL_FLAG(std::string, simd, "", "pin one SIMD target, e.g. AVX2; empty: best");
 ABSL_FLAG(std::string, log_level, "info", "debug, info, warning, error or off");
 ABSL_FLAG(std::string,
@@ -40,6 +45,11 @@ absl::StatusOr<v1::ClusterConfig> ConfigFromFlags() {
   }
   const std::string model = absl::GetFlag(FLAGS_model);
   if (!model.empty()) config.set_model(model);
+  const std::string activations = absl::GetFlag(FLAGS_activations);
+  if (!activations.empty()) {
+    RETURN_IF_ERROR(kernels::ParseActivations(activations).status());
+    config.mutable_coordinator()->set_activations(activations);
+  }
   if (config.model().empty()) {
     return absl::InvalidArgumentError(
         "no model: give --model DIR, or --config FILE with a model: line");

@@ -26,7 +26,8 @@ absl::StatusOr<std::unique_ptr<MadeUpSteps>> MadeUpSteps::Create(
                              options.backend,
                              pool,
                              {.kv_blocks = steps->blocks_ * options.sequences,
-                              .state_slots = options.sequences}));
+                              .state_slots = options.sequences},
+                             options.activations));
   return steps;
 }
 

@@ -20,6 +20,7 @@ class MadeUpSteps {
     kernels::Backend backend = kernels::Backend::kCpu;
     int32_t sequences = 1;  // at most
     int32_t tokens = 1;     // of each, at most
+    kernels::Activations activations = kernels::Activations::kF32;
   };
   // Checkpoint, experts and pool outlive the steps.
   static absl::StatusOr<std::unique_ptr<MadeUpSteps>> Create(

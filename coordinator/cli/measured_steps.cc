@@ -95,6 +95,7 @@ absl::StatusOr<std::vector<StepFigures>> MeasureSteps(
     const checkpoint::Checkpoint& checkpoint, const StepOptions& options) {
   ProbeExperts experts(options);
   MadeUpSteps::Options sizes;
+  sizes.activations = options.activations;
   sizes.sequences =
       *std::max_element(options.sequences.begin(), options.sequences.end());
   sizes.tokens = static_cast<int32_t>(2 * kPairsMax) + kWarmUp;

@@ -9,6 +9,7 @@
 #include "common/clock.h"
 #include "common/thread_pool.h"
 #include "coordinator/cluster/link_probe.h"
+#include "kernels/context.h"
 
 namespace conclave::cli {
 
@@ -23,6 +24,7 @@ struct StepFigures {
 struct StepOptions {
   std::vector<int32_t> sequences;  // ascending
   ThreadPool* pool = nullptr;
+  kernels::Activations activations = kernels::Activations::kF32;
   Clock* clock = nullptr;
   // For probes of the rows' size to and from each worker; may be null.
   cluster::LinkProbe* probe = nullptr;

@@ -30,6 +30,7 @@ v1::AssignRequest MakeAssign(const v1::ClusterConfig& config,
     peer->set_name(other.name());
     peer->set_address(other.address());
   }
+  request.set_activations(config.coordinator().activations());
   request.set_verify_local(config.delivery().verify_local());
   return request;
 }

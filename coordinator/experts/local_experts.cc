@@ -16,7 +16,8 @@ absl::StatusOr<std::unique_ptr<LocalExperts>> LocalExperts::Create(
     const ExpertShape& shape,
     const LocalShards* shards,
     kernels::Backend backend,
-    ThreadPool* pool) {
+    ThreadPool* pool,
+    kernels::Activations activations) {
   std::fill(placement.holder.begin(), placement.holder.end(), kCoordinator);
   for (const Shard& shard : placement.shards) {
     if (shards->Holds(shard.id)) continue;
@@ -25,17 +26,18 @@ absl::StatusOr<std::unique_ptr<LocalExperts>> LocalExperts::Create(
   }
   ASSIGN_OR_RETURN(PlacementIndex index,
                    PlacementIndex::Create(std::move(placement), shape));
-  return std::unique_ptr<LocalExperts>(
-      new LocalExperts(std::move(index), shards, backend, pool));
+  return std::unique_ptr<LocalExperts>(new LocalExperts(
+      std::move(index),
+      shards,
+      {.backend = backend, .pool = pool, .activations = activations}));
 }
 
 LocalExperts::LocalExperts(PlacementIndex index,
                            const LocalShards* shards,
-                           kernels::Backend backend,
-                           ThreadPool* pool)
-    : index_(std::move(index)),
-      shards_(shards),
-      context_{backend, pool, &workspace_} {}
+                           const kernels::Context& context)
+    : index_(std::move(index)), shards_(shards), context_(context) {
+  context_.workspace = &workspace_;
+}
 
 void LocalExperts::BeginStep() { pending_ = false; }
 

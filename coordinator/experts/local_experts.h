@@ -24,7 +24,8 @@ class LocalExperts final : public Experts {
       const ExpertShape& shape,
       const LocalShards* shards,
       kernels::Backend backend,
-      ThreadPool* pool);
+      ThreadPool* pool,
+      kernels::Activations activations = kernels::Activations::kF32);
 
   void BeginStep() override;
   absl::StatusOr<Ticket> Start(LayerId layer,
@@ -35,8 +36,7 @@ class LocalExperts final : public Experts {
  private:
   LocalExperts(PlacementIndex index,
                const LocalShards* shards,
-               kernels::Backend backend,
-               ThreadPool* pool);
+               const kernels::Context& context);
 
   PlacementIndex index_;
   const LocalShards* shards_;

@@ -53,7 +53,7 @@ struct RemoteExperts::Impl {
   explicit Impl(RemoteOptions given, PlacementIndex placement)
       : options(std::move(given)),
         index(std::move(placement)),
-        context{options.backend, options.pool, &workspace},
+        context{options.backend, options.pool, &workspace, options.activations},
         metrics(options.metrics) {}
 
   absl::Status Error(absl::StatusCode code,

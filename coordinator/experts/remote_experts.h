@@ -33,6 +33,8 @@ struct RemoteOptions {
   DType reply_dtype = DType::kF32;             // of partial sums asked for
   kernels::Backend backend = kernels::Backend::kCpu;
   ThreadPool* pool = nullptr;
+  // Of the coordinator's own shards; workers are told by their assignment.
+  kernels::Activations activations = kernels::Activations::kF32;
 };
 
 // Shards on workers, one frame each way per layer and worker with work; the

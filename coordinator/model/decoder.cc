@@ -162,7 +162,8 @@ absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Create(
     experts::Experts* experts,
     kernels::Backend backend,
     ThreadPool* pool,
-    StateSizes sizes) {
+    StateSizes sizes,
+    kernels::Activations activations) {
   auto impl = std::make_unique<Impl>();
   impl->config = checkpoint.config();
   impl->attention = AttentionShapeOf(impl->config);
@@ -171,7 +172,7 @@ absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Create(
   impl->experts = experts;
   impl->sizes = sizes;
   ASSIGN_OR_RETURN(impl->states, StatePool::Create(impl->config, sizes));
-  impl->context = {backend, pool, &impl->workspace};
+  impl->context = {backend, pool, &impl->workspace, activations};
   return std::unique_ptr<Decoder>(new Decoder(std::move(impl)));
 }
 

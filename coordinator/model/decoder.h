@@ -53,7 +53,8 @@ class Decoder {
       experts::Experts* experts,
       kernels::Backend backend,
       ThreadPool* pool,
-      StateSizes sizes);
+      StateSizes sizes,
+      kernels::Activations activations = kernels::Activations::kF32);
   ~Decoder();
 
   // tokens: [batch.rows], ids in [0, vocab). logit_rows: rows whose logits are

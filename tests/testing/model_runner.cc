@@ -28,14 +28,16 @@ std::vector<int32_t> Cells(int32_t position, int32_t rows) {
 ModelRunner::ModelRunner(const checkpoint::Checkpoint& checkpoint,
                          experts::Experts* experts,
                          kernels::Backend backend,
-                         ThreadPool* pool)
+                         ThreadPool* pool,
+                         kernels::Activations activations)
     : vocab_(checkpoint.config().vocab_size) {
   auto decoder = model::Decoder::Create(
       checkpoint,
       experts,
       backend,
       pool,
-      {.kv_blocks = kSequences * kBlocks, .state_slots = kSequences});
+      {.kv_blocks = kSequences * kBlocks, .state_slots = kSequences},
+      activations);
   EXPECT_TRUE(decoder.ok()) << decoder.status();
   if (decoder.ok()) decoder_ = *std::move(decoder);
 }

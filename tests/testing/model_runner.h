@@ -25,7 +25,8 @@ class ModelRunner {
   ModelRunner(const checkpoint::Checkpoint& checkpoint,
               experts::Experts* experts,
               kernels::Backend backend,
-              ThreadPool* pool);
+              ThreadPool* pool,
+              kernels::Activations activations = kernels::Activations::kF32);
 
   struct Sequence {
     int32_t position = 0;

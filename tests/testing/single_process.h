@@ -17,10 +17,12 @@ namespace conclave::testing {
 
 // The embedded model, or another, with all its experts in this process.
 struct SingleProcess {
-  explicit SingleProcess(kernels::Backend backend,
-                         const v1::ClusterConfig& config = {},
-                         int32_t threads = 2,
-                         const checkpoint::Checkpoint& model = TinyModel())
+  explicit SingleProcess(
+      kernels::Backend backend,
+      const v1::ClusterConfig& config = {},
+      int32_t threads = 2,
+      const checkpoint::Checkpoint& model = TinyModel(),
+      kernels::Activations activations = kernels::Activations::kF32)
       : pool(threads) {
     const ExpertShape shape = model.config().expert_shape();
     auto placement = cluster::MakePlacement(config, shape);
@@ -30,10 +32,11 @@ struct SingleProcess {
     EXPECT_TRUE(loaded.ok()) << loaded.status();
     shards = *std::move(loaded);
     auto made = experts::LocalExperts::Create(
-        *placement, shape, shards.get(), backend, &pool);
+        *placement, shape, shards.get(), backend, &pool, activations);
     EXPECT_TRUE(made.ok()) << made.status();
     local = *std::move(made);
-    runner = std::make_unique<ModelRunner>(model, local.get(), backend, &pool);
+    runner = std::make_unique<ModelRunner>(
+        model, local.get(), backend, &pool, activations);
   }
 
   ThreadPool pool;
