@@ -75,15 +75,18 @@ CacheBytes CachesOf(const model::StateSizes& sizes,
       .state = static_cast<uint64_t>(sizes.state_slots * bytes.per_state_slot)};
 }
 
+bool UsesSolver(const v1::ClusterConfig& config) {
+  return config.workers_size() > 0 &&
+         config.placement().explicit__size() == 0 && !StatesShares(config) &&
+         SaysWhatNodesAre(config);
+}
+
 absl::StatusOr<Placing> DecidePlacement(
     const v1::ClusterConfig& config,
     const checkpoint::Checkpoint& checkpoint,
     const CacheBytes& caches) {
+  if (UsesSolver(config)) return Solve(config, checkpoint, caches);
   const bool listed = config.placement().explicit__size() > 0;
-  if (config.workers_size() > 0 && !listed && !StatesShares(config) &&
-      SaysWhatNodesAre(config)) {
-    return Solve(config, checkpoint, caches);
-  }
   Placing out;
   ASSIGN_OR_RETURN(
       out.placement,

@@ -29,6 +29,9 @@ struct Placing {
   std::string how;  // "as the file lists it", "by share", "by the solver: .."
 };
 
+// Whether the planner places the experts of this file: see below.
+bool UsesSolver(const v1::ClusterConfig& config);
+
 // Who holds what. What the file states wins: `placement.explicit`, then split,
 // shards and shares (cluster/placement.h). A file that states none of it but
 // says of every node what it is (`device:` or `links:`) gets the planner's

@@ -191,6 +191,8 @@ absl::Status UsePlacement(const v1::ClusterConfig& config, PlanRequest* plan) {
     plan->how = placing->how;
     return absl::OkStatus();
   }
+  // The plan itself is what serve would do.
+  if (UsesSolver(config)) return absl::OkStatus();
   ExpertShape shape = r.shape.expert_shape();
   shape.column_multiple = planner::ColumnMultiple(r.shape, r.format);
   ASSIGN_OR_RETURN(plan->placement, cluster::MakePlacement(config, shape));
@@ -276,8 +278,9 @@ absl::StatusOr<PlanRequest> PlanRequestFromFlags() {
   RETURN_IF_ERROR(FormatAndShape(config, &r));
   if (cluster) {
     const std::string links = absl::GetFlag(FLAGS_links);
-    if (!links.empty()) config.set_links(links);
-    RETURN_IF_ERROR(UseNodes(config, config.links(), &plan));
+    RETURN_IF_ERROR(
+        UseNodes(config, links.empty() ? config.links() : links, &plan));
+    // By what the file itself says: that is what serve reads.
     RETURN_IF_ERROR(UsePlacement(config, &plan));
   } else if (!absl::GetFlag(FLAGS_links).empty()) {
     return absl::InvalidArgumentError(
