@@ -2,42 +2,41 @@
 #include "coordinator/engine.h"
 
 #include <algorithm>
-#include <fstream>
 #include <limits>
 #include <string>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "common/limits.h"
+#include "common/memory.h"
 #include "common/status_macros.h"
 #include "coordinator/engine_impl.h"
 
 namespace conclave {
 namespace {
 
-// MemAvailable of the machine, in bytes; 0 if unknown.
-int64_t AvailableMemoryBytes() {
-  std::ifstream file("/proc/meminfo");
-  std::string name;
-  int64_t kilobytes = 0;
-  std::string unit;
-  while (file >> name >> kilobytes) {
-    if (name == "MemAvailable:") return kilobytes * 1024;
-    std::getline(file, unit);
-  }
-  return 0;
-}
-
 int32_t OrDefault(int32_t value, int32_t otherwise) {
   return value > 0 ? value : otherwise;
 }
 
-// KV blocks and state slots together: every sequence gets a slot, and the
-// blocks that an eighth of the free memory holds, at least one full context.
-model::StateSizes Plan(const v1::Limits& limits,
-                       const checkpoint::ModelConfig& config,
-                       int32_t max_sequences,
-                       int32_t max_context) {
+int32_t SequencesOf(const v1::Limits& limits) {
+  return std::min(OrDefault(limits.max_sequences(), limits::kSequencesDefault),
+                  limits::kSequencesMax);
+}
+
+int32_t ContextOf(const v1::Limits& limits,
+                  const checkpoint::ModelConfig& config) {
+  return std::min(
+      OrDefault(limits.max_context(), config.max_position_embeddings),
+      config.max_position_embeddings);
+}
+
+}  // namespace
+
+model::StateSizes CachesFor(const v1::Limits& limits,
+                            const checkpoint::ModelConfig& config) {
+  const int32_t max_sequences = SequencesOf(limits);
+  const int32_t max_context = ContextOf(limits, config);
   const model::StateBytes bytes = model::StateBytesOf(config);
   const int64_t context_blocks =
       schedule::StateAllocator::BlocksFor(max_context);
@@ -46,7 +45,8 @@ model::StateSizes Plan(const v1::Limits& limits,
     blocks = (limits.kv_tokens() + limits::kKvBlockTokens - 1) /
              limits::kKvBlockTokens;
   } else if (bytes.per_kv_block > 0) {
-    const int64_t fit = AvailableMemoryBytes() / 8 / bytes.per_kv_block;
+    const auto free = static_cast<int64_t>(MemoryNow().free_bytes);
+    const int64_t fit = free / 8 / bytes.per_kv_block;
     blocks = std::min(blocks, std::max(fit, context_blocks));
   }
   blocks = std::min<int64_t>(blocks, std::numeric_limits<int32_t>::max() / 2);
@@ -54,18 +54,12 @@ model::StateSizes Plan(const v1::Limits& limits,
           .state_slots = max_sequences};
 }
 
-}  // namespace
-
 absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(EngineParts parts) {
   auto impl = std::make_unique<Impl>();
   const checkpoint::ModelConfig& config = parts.checkpoint->config();
   const v1::Limits& limits = parts.limits;
-  const int32_t max_sequences =
-      std::min(OrDefault(limits.max_sequences(), limits::kSequencesDefault),
-               limits::kSequencesMax);
-  const int32_t max_context =
-      std::min(OrDefault(limits.max_context(), config.max_position_embeddings),
-               config.max_position_embeddings);
+  const int32_t max_sequences = SequencesOf(limits);
+  const int32_t max_context = ContextOf(limits, config);
   const int32_t step_tokens =
       std::clamp(OrDefault(limits.step_tokens(), limits::kStepTokensDefault),
                  limits::kGdnCellRows,
@@ -74,7 +68,7 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(EngineParts parts) {
   ASSIGN_OR_RETURN(impl->tokenizer, text::Tokenizer::Load(folder));
   ASSIGN_OR_RETURN(impl->default_sampling, ReadGenerationConfig(folder));
   const model::StateSizes sizes =
-      Plan(limits, config, max_sequences, max_context);
+      parts.caches.has_value() ? *parts.caches : CachesFor(limits, config);
   ASSIGN_OR_RETURN(impl->decoder,
                    model::Decoder::Create(*parts.checkpoint,
                                           parts.experts,
@@ -94,6 +88,15 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(EngineParts parts) {
   impl->max_outstanding = max_sequences + impl->max_queue;
   impl->metrics = std::make_unique<EngineMetrics>(parts.metrics);
   impl->metrics->kv_blocks_total.Set(sizes.kv_blocks);
+  const model::StateBytes each = model::StateBytesOf(config);
+  impl->resident.dense_bytes = impl->decoder->dense_bytes();
+  impl->resident.kv_bytes =
+      static_cast<uint64_t>(sizes.kv_blocks * each.per_kv_block);
+  impl->resident.state_bytes =
+      static_cast<uint64_t>(sizes.state_slots * each.per_state_slot);
+  impl->metrics->Resident("dense", impl->resident.dense_bytes);
+  impl->metrics->Resident("kv", impl->resident.kv_bytes);
+  impl->metrics->Resident("state", impl->resident.state_bytes);
   impl->parts = std::move(parts);
   Impl* raw = impl.get();
   std::unique_ptr<Engine> engine(new Engine(std::move(impl)));
@@ -125,6 +128,9 @@ Engine::Info Engine::info() const {
   return {.max_context = impl_->bounds.max_context,
           .running = impl_->running.load(),
           .waiting = impl_->waiting.load(),
+          .dense_bytes = impl_->resident.dense_bytes,
+          .kv_bytes = impl_->resident.kv_bytes,
+          .state_bytes = impl_->resident.state_bytes,
           .default_sampling = impl_->default_sampling};
 }
 

@@ -3,6 +3,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "absl/status/status.h"
@@ -12,6 +13,7 @@
 #include "common/metrics.h"
 #include "conclave/v1/config.pb.h"
 #include "coordinator/experts/experts.h"
+#include "coordinator/model/decoder.h"
 #include "coordinator/schedule/request.h"
 #include "kernels/context.h"
 
@@ -31,11 +33,19 @@ struct EngineParts {
   Clock* clock = nullptr;
   Metrics* metrics = nullptr;
   v1::Limits limits;
+  // Sizes of the caches; nothing: CachesFor(limits).
+  std::optional<model::StateSizes> caches;
   bool soft_switches = true;
   // OK, or why no step can run now ("worker w1 ... is not connected"): then
   // Submit refuses with that status. May be null.
   std::function<absl::Status()> ready;
 };
+
+// KV blocks and state slots together: every sequence gets a slot; blocks are
+// limits.kv_tokens, else what an eighth of the memory that is free now holds,
+// at least one full context.
+model::StateSizes CachesFor(const v1::Limits& limits,
+                            const checkpoint::ModelConfig& config);
 
 // The step loop: Admit, PlanStep, decoder, sample, emit, retire. One thread of
 // its own. Submit and Cancel are thread-safe.
@@ -61,6 +71,10 @@ class Engine {
     int32_t max_context = 0;
     int32_t running = 0;
     int32_t waiting = 0;
+    // Resident, without routed experts.
+    uint64_t dense_bytes = 0;
+    uint64_t kv_bytes = 0;
+    uint64_t state_bytes = 0;
     // From the checkpoint's generation_config.json; defaults for requests.
     SamplingParams default_sampling;
   };

@@ -75,6 +75,7 @@ struct Engine::Impl {
   RequestBounds bounds;
   int32_t max_outstanding = 0;  // running and waiting
   int32_t max_queue = 0;
+  Info resident;  // its bytes alone
   absl::flat_hash_map<RequestId, std::unique_ptr<ActiveRequest>> active;
 
   std::atomic<uint64_t> next_id{1};

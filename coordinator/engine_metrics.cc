@@ -33,4 +33,13 @@ void EngineMetrics::Ended(const std::string& outcome) {
       .Add();
 }
 
+void EngineMetrics::Resident(const std::string& part, uint64_t bytes) {
+  metrics_
+      ->AddGauge("conclave_resident_bytes",
+                 "Memory of the coordinator by what it holds; kv and state "
+                 "are reserved and become resident with use",
+                 {{"part", part}})
+      .Set(static_cast<double>(bytes));
+}
+
 }  // namespace conclave

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <cstdint>
 #include <string>
 
 #include "common/metrics.h"
@@ -14,6 +15,9 @@ class EngineMetrics {
 
   // outcome: "stop", "length", "tool_calls", "cancelled" or "error".
   void Ended(const std::string& outcome);
+
+  // part: "dense", "kv" or "state".
+  void Resident(const std::string& part, uint64_t bytes);
 
   Counter prompt_tokens;
   Counter generated_tokens;

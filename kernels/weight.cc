@@ -37,6 +37,7 @@ float Half(const WeightView& w, const void* from, int64_t at) {
 }
 
 uint32_t Code(const uint8_t* row, int64_t bit, int32_t bits) {
+  if (bits == 8) return row[bit / 8];
   uint32_t code = 0;
   for (int32_t b = 0; b < bits; ++b, ++bit) {
     code |= static_cast<uint32_t>(row[bit / 8] >> (bit % 8) & 1) << b;
@@ -46,13 +47,15 @@ uint32_t Code(const uint8_t* row, int64_t bit, int32_t bits) {
 
 void DecodeAffine(const WeightView& w, int64_t row, std::span<float> out) {
   const auto* codes = static_cast<const uint8_t*>(w.data) + row * w.row_stride;
-  for (int64_t c = 0; c < w.cols; ++c) {
-    const int64_t at = row * w.scale_stride + c / w.group;
+  for (int64_t begin = 0; begin < w.cols; begin += w.group) {
+    const int64_t at = row * w.scale_stride + begin / w.group;
     const float scale = Half(w, w.scales, at);
     const float bias = w.biases != nullptr ? Half(w, w.biases, at)
                                            : -std::ldexp(scale, w.bits - 1);
-    const auto code = static_cast<float>(Code(codes, c * w.bits, w.bits));
-    out[c] = std::fma(scale, code, bias);
+    for (int64_t c = begin; c < begin + w.group; ++c) {
+      const auto code = static_cast<float>(Code(codes, c * w.bits, w.bits));
+      out[c] = std::fma(scale, code, bias);
+    }
   }
 }
 

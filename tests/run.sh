@@ -74,4 +74,4 @@ else
   say "cuda: no nvcc here, not compiled"
 fi
 say "asan: build everything"; build asan
-say "asan: tests"; check asan
+say "asan: tests"; check asan -j 2

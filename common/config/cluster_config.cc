@@ -86,6 +86,7 @@ void ExpandPaths(const std::string& file_name, v1::ClusterConfig& config) {
     ExpandOrOff(folder, worker.mutable_cache());
   }
   ExpandOrOff(folder, config.mutable_delivery()->mutable_cache());
+  Expand(folder, config.mutable_links());
   if (!config.coordinator().api_key_file().empty()) {
     Expand(folder, config.mutable_coordinator()->mutable_api_key_file());
   }

@@ -5,6 +5,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "common/config/cluster_config.h"
 #include "common/delivery/slice_cache.h"
 #include "common/status_macros.h"
@@ -23,6 +24,7 @@ struct Deployment::Impl {
   kernels::Activations activations = kernels::Activations::kF32;
   std::unique_ptr<checkpoint::Checkpoint> checkpoint;
   Placement placement;
+  std::string how;  // it came to be
   std::unique_ptr<Progress> progress;
   std::unique_ptr<ThreadPool> pool;
   std::unique_ptr<experts::LocalShards> shards;  // the coordinator's own
@@ -117,9 +119,12 @@ absl::StatusOr<std::unique_ptr<Deployment>> Deployment::Create(
       kernels::ParseActivations(config.coordinator().activations()));
   ASSIGN_OR_RETURN(impl->checkpoint,
                    checkpoint::Checkpoint::Open(config.model()));
-  ASSIGN_OR_RETURN(impl->placement,
-                   cluster::MakePlacement(
-                       config, impl->checkpoint->config().expert_shape()));
+  ASSIGN_OR_RETURN(Placing placing,
+                   DecidePlacement(config, *impl->checkpoint, options.caches));
+  impl->placement = std::move(placing.placement);
+  impl->how = std::move(placing.how);
+  RETURN_IF_ERROR(CheckFits(
+      *impl->checkpoint, impl->placement, options.caches, options.memory()));
   int32_t threads = options.threads;
   if (threads <= 0) threads = config.coordinator().threads();
   if (threads <= 0) threads = AvailableCores();
@@ -128,6 +133,9 @@ absl::StatusOr<std::unique_ptr<Deployment>> Deployment::Create(
   impl->pool = std::make_unique<ThreadPool>(threads, SpinOf(config, threads));
   RETURN_IF_ERROR(config.workers_size() == 0 ? impl->MakeLocal(options)
                                              : impl->MakeRemote(options));
+  options.metrics
+      ->AddGauge("conclave_resident_bytes", "", {{"part", "experts"}})
+      .Set(static_cast<double>(impl->shards->bytes()));
   return std::unique_ptr<Deployment>(new Deployment(std::move(impl)));
 }
 
@@ -160,7 +168,10 @@ absl::Status Deployment::WaitReady(absl::Time deadline) {
 }
 
 std::string Deployment::Describe() const {
-  return cluster::ToString(impl_->placement, impl_->config);
+  return absl::StrCat("experts are placed ",
+                      impl_->how,
+                      "\n",
+                      cluster::ToString(impl_->placement, impl_->config));
 }
 
 std::vector<cluster::WorkerState> Deployment::Workers() const {

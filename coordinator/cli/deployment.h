@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -10,9 +11,11 @@
 #include "absl/time/time.h"
 #include "common/checkpoint/checkpoint.h"
 #include "common/clock.h"
+#include "common/memory.h"
 #include "common/metrics.h"
 #include "common/thread_pool.h"
 #include "conclave/v1/config.pb.h"
+#include "coordinator/cli/placing.h"
 #include "coordinator/cluster/membership.h"
 #include "coordinator/experts/experts.h"
 #include "kernels/context.h"
@@ -30,9 +33,12 @@ class Deployment {
     Clock* clock = nullptr;
     Metrics* metrics = nullptr;
     bool show_progress = true;  // of loading, on standard error
+    CacheBytes caches;          // that the engine will take
+    std::function<MemoryState()> memory = MemoryNow;
   };
 
-  // Opens the checkpoint, places the experts, loads the coordinator's own and
+  // Opens the checkpoint, places the experts (placing.h), refuses what does not
+  // fit before any weight is read, loads the coordinator's own and
   // begins to dial the workers, which it does not wait for.
   static absl::StatusOr<std::unique_ptr<Deployment>> Create(
       const v1::ClusterConfig& config, const Options& options);
@@ -46,7 +52,7 @@ class Deployment {
   absl::Status Ready() const;
   // Waits for the workers and shows how far they are; Ready() at the end.
   absl::Status WaitReady(absl::Time deadline);
-  // Who holds what, a line each.
+  // How experts were placed, then who holds what, a line each.
   std::string Describe() const;
   std::vector<cluster::WorkerState> Workers() const;
 

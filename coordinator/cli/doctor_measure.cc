@@ -16,6 +16,7 @@
 #include "common/version.h"
 #include "coordinator/cli/http_client.h"
 #include "coordinator/cli/measured_steps.h"
+#include "coordinator/cli/placing.h"
 #include "coordinator/cli/table.h"
 #include "coordinator/cluster/link_probe.h"
 #include "coordinator/cluster/placement.h"
@@ -142,8 +143,12 @@ absl::Status Examination::Needs() {
   planner::Node node;
   node.bytes_per_s = node.flops = 1;  // times are not asked for
   request.nodes.assign(found_.workers.size() + 1, node);
-  ASSIGN_OR_RETURN(const Placement placement,
-                   cluster::MakePlacement(config_, shape_.expert_shape()));
+  Placement placement;
+  // The solver deals out what fits: only the coordinator's own part is fixed.
+  if (!UsesSolver(config_)) {
+    ASSIGN_OR_RETURN(placement,
+                     cluster::MakePlacement(config_, shape_.expert_shape()));
+  }
   ASSIGN_OR_RETURN(const planner::Plan plan,
                    planner::PlanOf(request, placement));
   found_.needs_bytes = plan.nodes[0].Used();

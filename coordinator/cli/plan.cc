@@ -29,7 +29,8 @@ constexpr char kSequencesDefault[] = "1,8,32";
 constexpr double kWorthSaying = 1.02;
 
 std::string Gb(uint64_t bytes) {
-  return Fixed(static_cast<double>(bytes) * 1e-9, 1);
+  const double gb = static_cast<double>(bytes) * 1e-9;
+  return Fixed(gb, gb < 1 ? 3 : 1);  // a small model's numbers, too
 }
 
 struct Case {
@@ -51,7 +52,13 @@ std::vector<Case> Solve(const PlanRequest& asked,
                    planner::DecodeByWorkers(r),
                    std::nullopt});
     if (!asked.placement) continue;
-    out.back().as_placed = planner::PlanOf(r, *asked.placement);
+    absl::StatusOr<Plan> placed = planner::PlanOf(r, *asked.placement);
+    if (placed.ok() && asked.caches.has_value()) {
+      // Reserved for all sequences that the limits allow.
+      placed->nodes[0].kv = asked.caches->kv;
+      placed->nodes[0].state = asked.caches->state;
+    }
+    out.back().as_placed = std::move(placed);
   }
   return out;
 }
@@ -63,8 +70,7 @@ std::string Share(const Plan& plan, const Holding& h) {
              : absl::StrCat(h.units, " experts");
 }
 
-void PrintHoldings(const Case& c, const Request& r) {
-  const Plan& plan = *c.plan;
+void PrintHoldings(const Case& c, const Plan& plan, const Request& r) {
   std::cout << "\n"
             << c.sequences << (c.sequences == 1 ? " sequence" : " sequences")
             << " of " << r.context << " tokens: experts of "
@@ -152,7 +158,7 @@ void Print(const PlanRequest& asked, const std::vector<Case>& cases) {
     std::cout << "measured: " << line << "\n";
   }
   const auto files = planner::CheckpointBytes(r.shape, r.format);
-  const auto held = planner::ResidentBytes(r.shape, r.format);
+  const auto held = planner::HeldBy(r).bytes;
   std::cout << planner::Name(r.format) << ": checkpoint " << files.Total()
             << " bytes with vision; resident "
             << held.embedding + held.dense + held.experts
@@ -163,7 +169,7 @@ void Print(const PlanRequest& asked, const std::vector<Case>& cases) {
             << " bytes a sequence; one expert " << held.expert << " bytes\n";
   for (const Case& c : cases) {
     if (c.plan.ok()) {
-      PrintHoldings(c, r);
+      PrintHoldings(c, *c.plan, r);
     } else {
       std::cout << "\n"
                 << c.sequences << " x " << r.context
@@ -177,8 +183,17 @@ void Print(const PlanRequest& asked, const std::vector<Case>& cases) {
     PrintSpeeds(cases, false);
   }
   if (asked.placement) {
-    std::cout << "\npredicted as the file places the experts:\n";
+    std::cout << "\nas `conclave serve` places the experts (" << asked.how
+              << ")";
+    if (cases[0].as_placed->ok()) {
+      PrintHoldings(cases[0], **cases[0].as_placed, r);
+    }
+    std::cout << "\npredicted, placed so:\n";
     PrintSpeeds(cases, true);
+  }
+  if (!asked.refusal.empty()) {
+    std::cout << "\n`conclave serve` would refuse this file with its limits: "
+              << asked.refusal << "\n";
   }
   for (const Case& c : cases) PrintAdvice(c);
   std::vector<std::string> stated;
@@ -200,6 +215,21 @@ json::object StepJson(const Plan& p) {
           {"fixed", p.step.fixed}};
 }
 
+json::array NodesJson(const Plan& p) {
+  json::array nodes;
+  for (const Holding& h : p.nodes) {
+    nodes.push_back(json::object{{"node", h.node},
+                                 {"dense_bytes", h.dense},
+                                 {"expert_bytes", h.experts},
+                                 {"kv_bytes", h.kv},
+                                 {"state_bytes", h.state},
+                                 {"workspace_bytes", h.workspace},
+                                 {"memory_bytes", h.memory},
+                                 {"units", h.units}});
+  }
+  return nodes;
+}
+
 json::object ToJson(const Case& c) {
   json::object out{{"sequences", c.sequences}, {"fits", c.plan.ok()}};
   json::array by_workers;
@@ -207,6 +237,7 @@ json::object ToJson(const Case& c) {
   out["decode_tokens_per_s_by_workers"] = std::move(by_workers);
   if (c.as_placed && c.as_placed->ok()) {
     out["as_placed"] = json::object{
+        {"nodes", NodesJson(**c.as_placed)},
         {"decode_tokens_per_s", (*c.as_placed)->decode_tokens_per_s},
         {"prefill_tokens_per_s", (*c.as_placed)->prefill_tokens_per_s},
         {"step_seconds", StepJson(**c.as_placed)}};
@@ -223,18 +254,7 @@ json::object ToJson(const Case& c) {
   out["decode_tokens_per_s"] = p.decode_tokens_per_s;
   out["prefill_tokens_per_s"] = p.prefill_tokens_per_s;
   out["step_seconds"] = StepJson(p);
-  json::array nodes;
-  for (const Holding& h : p.nodes) {
-    nodes.push_back(json::object{{"node", h.node},
-                                 {"dense_bytes", h.dense},
-                                 {"expert_bytes", h.experts},
-                                 {"kv_bytes", h.kv},
-                                 {"state_bytes", h.state},
-                                 {"workspace_bytes", h.workspace},
-                                 {"memory_bytes", h.memory},
-                                 {"units", h.units}});
-  }
-  out["nodes"] = std::move(nodes);
+  out["nodes"] = NodesJson(p);
   return out;
 }
 
@@ -251,7 +271,7 @@ absl::Status MakeAndPrint(bool* fits) {
     return absl::OkStatus();
   }
   const auto files = planner::CheckpointBytes(r.shape, r.format);
-  const auto held = planner::ResidentBytes(r.shape, r.format);
+  const auto held = planner::HeldBy(r).bytes;
   json::array plans;
   for (const Case& c : cases) plans.push_back(ToJson(c));
   json::array measured;

@@ -11,6 +11,7 @@
 #include "coordinator/cli/flags.h"
 #include "coordinator/cli/table.h"
 #include "coordinator/cluster/placement.h"
+#include "coordinator/engine.h"
 
 ABSL_FLAG(std::string, shape, "", "35b-a3b, 122b-a10b or 397b-a17b");
 ABSL_FLAG(std::string, format, "", "bf16, fp8, gptq-int4, mlx4 or mlx8");
@@ -172,24 +173,30 @@ absl::Status CheckContext(Request* r) {
                    r->shape.max_position_embeddings));
 }
 
-// The cluster's own nodes, wire and placement.
-absl::Status UseCluster(const v1::ClusterConfig& config, PlanRequest* plan) {
-  Request& r = plan->request;
-  const std::string file = absl::GetFlag(FLAGS_links);
-  v1::Links links;
-  if (!file.empty()) {
-    ASSIGN_OR_RETURN(links, config::LoadLinks(file));
-  }
-  ASSIGN_OR_RETURN(r.nodes, NodesOf(config, links));
-  r.row_element_bytes = config.exchange().rows() == "bf16" ? 2 : 4;
-  r.reply_element_bytes = config.exchange().replies() == "bf16" ? 2 : 4;
-  if (!file.empty()) {
-    ApplyLinks(links, file, r.shape.config_sha256, plan);
-  }
+// What `conclave serve` would do with this file.
+absl::Status UsePlacement(const v1::ClusterConfig& config, PlanRequest* plan) {
+  const Request& r = plan->request;
   if (config.workers_size() == 0) return absl::OkStatus();
+  if (r.held.has_value()) {
+    ASSIGN_OR_RETURN(const auto checkpoint,
+                     checkpoint::Checkpoint::Open(config.model()));
+    plan->caches = CachesOf(CachesFor(config.limits(), r.shape), r.shape);
+    auto placing = DecidePlacement(config, *checkpoint, *plan->caches);
+    if (absl::IsResourceExhausted(placing.status())) {
+      plan->refusal = std::string(placing.status().message());
+      return absl::OkStatus();
+    }
+    RETURN_IF_ERROR(placing.status());
+    plan->placement = std::move(placing->placement);
+    plan->how = placing->how;
+    return absl::OkStatus();
+  }
+  // The plan itself is what serve would do.
+  if (UsesSolver(config)) return absl::OkStatus();
   ExpertShape shape = r.shape.expert_shape();
   shape.column_multiple = planner::ColumnMultiple(r.shape, r.format);
   ASSIGN_OR_RETURN(plan->placement, cluster::MakePlacement(config, shape));
+  plan->how = "by the file";
   return absl::OkStatus();
 }
 
@@ -199,11 +206,9 @@ absl::Status FormatAndShape(const v1::ClusterConfig& config, Request* r) {
   if (shape.empty()) {
     ASSIGN_OR_RETURN(const auto checkpoint,
                      checkpoint::Checkpoint::Open(config.model()));
-    r->shape = checkpoint->config();
-    if (format.empty()) {
-      format =
-          std::string(planner::Name(planner::FormatOf(r->shape.quantisation)));
-    }
+    RETURN_IF_ERROR(DescribeModel(*checkpoint, r));
+    if (format.empty()) return absl::OkStatus();
+    r->held.reset();  // as if it were in the other format
   } else {
     ASSIGN_OR_RETURN(r->shape, planner::ShapeOf(shape));
   }
@@ -216,6 +221,29 @@ absl::Status FormatAndShape(const v1::ClusterConfig& config, Request* r) {
 }
 
 }  // namespace
+
+absl::Status DescribeModel(const checkpoint::Checkpoint& checkpoint,
+                           planner::Request* request) {
+  request->shape = checkpoint.config();
+  request->format = planner::FormatOf(request->shape.quantisation);
+  ASSIGN_OR_RETURN(request->held, planner::HeldOf(checkpoint));
+  return absl::OkStatus();
+}
+
+absl::Status UseNodes(const v1::ClusterConfig& config,
+                      const std::string& file,
+                      PlanRequest* plan) {
+  Request& r = plan->request;
+  v1::Links links;
+  if (!file.empty()) {
+    ASSIGN_OR_RETURN(links, config::LoadLinks(file));
+  }
+  ASSIGN_OR_RETURN(r.nodes, NodesOf(config, links));
+  r.row_element_bytes = config.exchange().rows() == "bf16" ? 2 : 4;
+  r.reply_element_bytes = config.exchange().replies() == "bf16" ? 2 : 4;
+  if (!file.empty()) ApplyLinks(links, file, r.shape.config_sha256, plan);
+  return absl::OkStatus();
+}
 
 void ApplyLinks(const v1::Links& links,
                 const std::string& file,
@@ -249,7 +277,11 @@ absl::StatusOr<PlanRequest> PlanRequestFromFlags() {
   }
   RETURN_IF_ERROR(FormatAndShape(config, &r));
   if (cluster) {
-    RETURN_IF_ERROR(UseCluster(config, &plan));
+    const std::string links = absl::GetFlag(FLAGS_links);
+    RETURN_IF_ERROR(
+        UseNodes(config, links.empty() ? config.links() : links, &plan));
+    // By what the file itself says: that is what serve reads.
+    RETURN_IF_ERROR(UsePlacement(config, &plan));
   } else if (!absl::GetFlag(FLAGS_links).empty()) {
     return absl::InvalidArgumentError(
         "--links goes with --config FILE, whose workers it measured");

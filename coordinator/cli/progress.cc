@@ -61,7 +61,7 @@ std::string Progress::Line(const Row& row) const {
       std::max(1e-3, absl::ToDoubleSeconds(row.end - row.start));
   const double rate = static_cast<double>(row.done) / seconds;
   const auto filled = static_cast<size_t>(share * kBarWidth);
-  std::string left = "done";
+  std::string left = row.done < row.total ? "" : "done";
   if (row.done < row.total && rate > 0) {
     left = absl::StrFormat("%.0f s left",
                            static_cast<double>(row.total - row.done) / rate);

@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <iostream>
 
+#include "absl/flags/declare.h"
 #include "absl/flags/flag.h"
 #include "absl/strings/str_cat.h"
 #include "common/config/cluster_config.h"
@@ -31,12 +32,17 @@ ABSL_FLAG(int64_t, kv_tokens, 0, "size of the KV cache in tokens");
 ABSL_FLAG(std::string, served_model_name, "", "name that clients use");
 ABSL_FLAG(bool, soft_switches, true, "obey /think and /nothink in messages");
 
+ABSL_DECLARE_FLAG(std::string, links);
+
 namespace conclave::cli {
 namespace {
 
 constexpr absl::Duration kTick = absl::Milliseconds(200);
 
 void Override(v1::ClusterConfig& config) {
+  if (const std::string v = absl::GetFlag(FLAGS_links); !v.empty()) {
+    config.set_links(v);
+  }
   v1::Coordinator& c = *config.mutable_coordinator();
   v1::Limits& l = *config.mutable_limits();
   const auto text = [](const absl::Flag<std::string>& flag, auto set) {
@@ -98,6 +104,11 @@ absl::Status StartEngine(const v1::ClusterConfig& config,
   options.backend = backend;
   options.clock = RealClock();
   options.metrics = &service.metrics;
+  // The same numbers for placement, check and engine: free memory changes.
+  ASSIGN_OR_RETURN(const auto model,
+                   checkpoint::Checkpoint::Open(config.model()));
+  const model::StateSizes caches = CachesFor(config.limits(), model->config());
+  options.caches = CachesOf(caches, model->config());
   ASSIGN_OR_RETURN(service.deployment, Deployment::Create(config, options));
   Deployment* deployment = service.deployment.get();
   ASSIGN_OR_RETURN(
@@ -111,6 +122,7 @@ absl::Status StartEngine(const v1::ClusterConfig& config,
            .clock = RealClock(),
            .metrics = &service.metrics,
            .limits = config.limits(),
+           .caches = caches,
            .soft_switches = !config.coordinator().soft_switches_off(),
            .ready = [deployment] { return deployment->Ready(); }}));
   return absl::OkStatus();
@@ -162,12 +174,13 @@ void PrintReady(const v1::ClusterConfig& config, const Service& service) {
   std::vector<std::vector<std::string>> rows = {
       {"worker", "address", "version", "SIMD", "threads", "MiB held"}};
   for (const cluster::WorkerState& w : service.deployment->Workers()) {
-    rows.push_back({w.name,
-                    w.address,
-                    w.version,
-                    w.simd,
-                    absl::StrCat(w.threads),
-                    Fixed(static_cast<double>(w.bytes_total) / (1 << 20), 1)});
+    rows.push_back(
+        {w.name,
+         w.address,
+         w.version,
+         w.simd,
+         absl::StrCat(w.threads),
+         Fixed(static_cast<double>(w.resident_bytes) / (1 << 20), 1)});
   }
   std::cerr << service.deployment->Describe();
   if (rows.size() > 1) std::cerr << FormatTable(rows);
@@ -241,6 +254,7 @@ Command ServeCommand() {
               "--max-sequences 32\n",
           .flags = {"config",
                     "model",
+                    "links",
                     "listen",
                     "api_key",
                     "served_model_name",

@@ -352,7 +352,7 @@ absl::Status Cluster::Ready() const {
                                    state.address,
                                    ") is not ready, phase ",
                                    std::string(Name(state.phase)),
-                                   state.error.ok() ? "" : ": ",
+                                   std::string(Before(state)),
                                    std::string(state.error.message())));
   }
   if (missing.empty()) return absl::OkStatus();

@@ -35,6 +35,13 @@ void Apply(const v1::LoadProgress& news, absl::Time now, WorkerState* state) {
   state->coordinator_bytes = news.coordinator_bytes();
 }
 
+std::string_view Before(const WorkerState& state) {
+  if (state.error.ok()) return "";
+  const bool now =
+      state.phase == Phase::kConnect || state.phase == Phase::kSilent;
+  return now ? ": " : ", before that: ";
+}
+
 std::string LoadedText(const WorkerState& state) {
   const auto gb = [](uint64_t bytes) {
     return absl::StrFormat("%.3f GB", static_cast<double>(bytes) / 1e9);

@@ -48,6 +48,9 @@ struct WorkerState {
 // Puts news of a load into the state.
 void Apply(const v1::LoadProgress& news, absl::Time now, WorkerState* state);
 
+// What stands between a worker's phase and its last error: nothing without one.
+std::string_view Before(const WorkerState& state);
+
 // "loaded 1.250 GB in 3.1 s: 1.000 GB from its cache, 0.250 GB from here".
 std::string LoadedText(const WorkerState& state);
 

@@ -179,6 +179,8 @@ absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Create(
 Decoder::Decoder(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Decoder::~Decoder() = default;
 
+uint64_t Decoder::dense_bytes() const { return impl_->weights.bytes(); }
+
 std::span<const float> Decoder::GdnState(int32_t layer, int32_t slot) const {
   return impl_->states.recurrent_slot(layer, slot);
 }

@@ -65,6 +65,9 @@ class Decoder {
                                  std::span<const int32_t> logit_rows,
                                  Probe* probe = nullptr);
 
+  // Weights without the routed experts.
+  uint64_t dense_bytes() const;
+
   // A GDN state slot of a layer, for tests: [value_heads, key_dim, value_dim],
   // and the convolution rows [taps - 1, channels].
   std::span<const float> GdnState(int32_t layer, int32_t slot) const;

@@ -198,6 +198,25 @@ absl::Status LoadMoe(const ModelConfig& config,
 
 }  // namespace
 
+uint64_t DenseWeights::bytes() const {
+  uint64_t floats = final_norm.size();
+  for (const LayerWeights& layer : layers) {
+    for (const std::vector<float>* vector : {&layer.input_norm,
+                                             &layer.post_attention_norm,
+                                             &layer.q_norm,
+                                             &layer.k_norm,
+                                             &layer.conv,
+                                             &layer.a_log,
+                                             &layer.dt_bias,
+                                             &layer.gdn_norm}) {
+      floats += vector->size();
+    }
+  }
+  uint64_t out = floats * sizeof(float);
+  for (const Buffer& buffer : storage) out += buffer.size();
+  return out;
+}
+
 absl::StatusOr<DenseWeights> LoadDenseWeights(
     const checkpoint::Checkpoint& checkpoint) {
   const ModelConfig& config = checkpoint.config();

@@ -41,6 +41,8 @@ struct DenseWeights {
   NormWeight final_norm;
   kernels::WeightView head;     // [vocab, hidden]
   std::vector<Buffer> storage;  // what the views of linears point to
+
+  uint64_t bytes() const;  // of everything
 };
 
 absl::StatusOr<DenseWeights> LoadDenseWeights(

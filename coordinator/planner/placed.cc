@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
+#include <cmath>
 #include <map>
 
 #include "absl/strings/str_cat.h"
@@ -59,14 +60,15 @@ Split SplitOf(const Request& r, const Placement& placement) {
 absl::StatusOr<Plan> PlanOf(const Request& r, const Placement& placement) {
   ASSIGN_OR_RETURN(Plan plan, EmptyPlan(r));
   ASSIGN_OR_RETURN(const auto parts, Parts(r, placement));
-  const double layer_bytes =
-      static_cast<double>(ResidentBytes(r.shape, r.format).expert) *
-      r.shape.num_experts;
+  const HeldWeights held = HeldBy(r);
   std::map<std::vector<double>, int32_t> alike;
-  for (const std::vector<double>& part : parts) {
+  for (int32_t layer = 0; const std::vector<double>& part : parts) {
     ++alike[part];
+    const auto bytes = static_cast<double>(held.Experts(layer, layer + 1));
+    ++layer;
     for (size_t i = 0; i < part.size(); ++i) {
-      plan.nodes[i].experts += static_cast<uint64_t>(part[i] * layer_bytes);
+      plan.nodes[i].experts +=
+          static_cast<uint64_t>(std::llround(part[i] * bytes));
     }
     const bool local = part[0] > 0 && std::count(part.begin(), part.end(), 0) ==
                                           std::ssize(part) - 1;
@@ -82,6 +84,51 @@ absl::StatusOr<Plan> PlanOf(const Request& r, const Placement& placement) {
   for (const auto& [share, count] : alike) layers.push_back({count, share});
   PredictLayers(r, plan.split, layers, plan);
   return plan;
+}
+
+Placement PlacementOf(const Request& r, const Plan& plan) {
+  const int32_t width = r.shape.moe_intermediate_size;
+  Placement out;
+  const auto add = [&](WorkerId holder,
+                       int32_t layer_begin,
+                       int32_t layer_end,
+                       Slice part,
+                       int32_t experts) {
+    const auto id = static_cast<int32_t>(out.shards.size());
+    Shard& shard = out.shards.emplace_back();
+    shard.id = ShardId{id};
+    out.holder.push_back(holder);
+    const int32_t first = Index(part.expert);
+    for (int32_t layer = layer_begin; layer < layer_end; ++layer) {
+      for (int32_t expert = first; expert < first + experts; ++expert) {
+        shard.slices.push_back(
+            {LayerId{layer}, ExpertId{expert}, part.begin, part.end});
+      }
+    }
+  };
+  const int32_t all = r.shape.num_experts;
+  const int32_t local = plan.local_layers;
+  if (local > 0) {
+    add(kCoordinator, 0, local, {{}, ExpertId{0}, 0, width}, all);
+  }
+  int32_t next = 0;  // unit
+  for (size_t i = 1; i < plan.nodes.size(); ++i) {
+    const int32_t units = plan.nodes[i].units;
+    if (units == 0 || plan.remote_layers == 0) continue;
+    const bool columns = plan.split == Split::kColumns;
+    const Slice part = columns ? Slice{{},
+                                       ExpertId{0},
+                                       next * plan.unit,
+                                       (next + units) * plan.unit}
+                               : Slice{{}, ExpertId{next}, 0, width};
+    add(WorkerId{static_cast<int32_t>(i) - 1},
+        local,
+        r.shape.num_hidden_layers,
+        part,
+        columns ? all : units);
+    next += units;
+  }
+  return out;
 }
 
 }  // namespace conclave::planner

@@ -23,40 +23,46 @@ absl::Status DoesNotFit(const std::string& what, uint64_t need, uint64_t have) {
       absl::StrCat(what, ": needs ", Gb(need), ", ", Gb(have), " free"));
 }
 
+// Columns that move together.
+int32_t UnitColumns(const Request& r) {
+  return r.held.has_value() ? r.shape.expert_shape().column_multiple
+                            : ColumnMultiple(r.shape, r.format);
+}
+
 int32_t UnitsOf(const Request& r, Split split) {
-  return split == Split::kExperts ? r.shape.num_experts
-                                  : r.shape.moe_intermediate_size /
-                                        ColumnMultiple(r.shape, r.format);
+  return split == Split::kExperts
+             ? r.shape.num_experts
+             : r.shape.moe_intermediate_size / UnitColumns(r);
 }
 
 // The coordinator's own part and how many layers of experts, `most` of them at
 // the most, still fit there.
 absl::StatusOr<Plan> Begin(const Request& r, int32_t most) {
   ASSIGN_OR_RETURN(Plan plan, EmptyPlan(r));
-  const WeightBytes weights = ResidentBytes(r.shape, r.format);
+  const HeldWeights weights = HeldBy(r);
   Holding& home = plan.nodes[0];
   if (home.Used() > home.memory) {
     return DoesNotFit(
-        absl::StrCat("coordinator ", home.node, " without any expert"),
+        home.node == "coordinator"
+            ? "the coordinator without any expert"
+            : absl::StrCat("coordinator ", home.node, " without any expert"),
         home.Used(),
         home.memory);
   }
   const int32_t layers = r.shape.num_hidden_layers;
-  const uint64_t layer =
-      weights.expert * static_cast<uint64_t>(r.shape.num_experts);
-  plan.local_layers = static_cast<int32_t>(std::min<uint64_t>(
-      static_cast<uint64_t>(layers), layer == 0 ? 0 : home.Headroom() / layer));
-  plan.local_layers = std::min(plan.local_layers, most);
+  most = std::min(most, layers);
+  while (plan.local_layers < most &&
+         weights.Experts(0, plan.local_layers + 1) <= home.Headroom()) {
+    ++plan.local_layers;
+  }
   plan.remote_layers = layers - plan.local_layers;
-  home.experts = layer * static_cast<uint64_t>(plan.local_layers);
+  home.experts = weights.Experts(0, plan.local_layers);
   return plan;
 }
 
 // Bytes of one unit in all remote layers.
 uint64_t UnitBytes(const Request& r, const Plan& plan, Split split) {
-  const uint64_t layer = ResidentBytes(r.shape, r.format).expert *
-                         static_cast<uint64_t>(r.shape.num_experts);
-  return layer * static_cast<uint64_t>(plan.remote_layers) /
+  return HeldBy(r).Experts(plan.local_layers, r.shape.num_hidden_layers) /
          static_cast<uint64_t>(UnitsOf(r, split));
 }
 
@@ -130,6 +136,10 @@ std::string_view Name(Split split) {
   return "none";
 }
 
+HeldWeights HeldBy(const Request& r) {
+  return r.held.has_value() ? *r.held : HeldAs(r.shape, r.format);
+}
+
 // Scratch of the kernels: two percent of the memory, at most 2 GiB.
 uint64_t Workspace(const Node& node) {
   constexpr uint64_t kMost = uint64_t{2} << 30;
@@ -140,18 +150,18 @@ absl::StatusOr<Plan> EmptyPlan(const Request& r) {
   if (r.nodes.empty()) {
     return absl::InvalidArgumentError("nodes: at least the coordinator");
   }
-  const WeightBytes weights = ResidentBytes(r.shape, r.format);
+  const WeightBytes weights = HeldBy(r).bytes;
   Plan plan;
   for (const Node& node : r.nodes) {
     plan.nodes.push_back({.node = node.name, .memory = node.memory_bytes});
   }
   Holding& home = plan.nodes[0];
   home.dense = weights.embedding + weights.dense;
-  home.kv = KvBytesPerToken(r.shape, r.kv_element_bytes) *
-            static_cast<uint64_t>(r.context) *
-            static_cast<uint64_t>(r.sequences);
-  home.state = StateBytes(r.shape, r.state_element_bytes) *
-               static_cast<uint64_t>(r.sequences);
+  const auto sequences = static_cast<uint64_t>(r.sequences);
+  home.kv = r.kv_bytes.value_or(KvBytesPerToken(r.shape, r.kv_element_bytes) *
+                                static_cast<uint64_t>(r.context) * sequences);
+  home.state = r.state_bytes.value_or(
+      StateBytes(r.shape, r.state_element_bytes) * sequences);
   home.workspace = Workspace(r.nodes[0]);
   return plan;
 }
@@ -162,8 +172,7 @@ absl::StatusOr<Plan> PlanWith(const Request& r,
   ASSIGN_OR_RETURN(Plan plan, Begin(r, deal.local_layers));
   if (plan.remote_layers > 0) {
     plan.split = deal.split;
-    if (deal.split == Split::kColumns)
-      plan.unit = ColumnMultiple(r.shape, r.format);
+    if (deal.split == Split::kColumns) plan.unit = UnitColumns(r);
     const uint64_t unit = UnitBytes(r, plan, deal.split);
     for (size_t i = 1; i < r.nodes.size(); ++i) {
       Holding& holding = plan.nodes[i];

@@ -2,12 +2,14 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
 #include "common/slices.h"
 #include "coordinator/planner/devices.h"
+#include "coordinator/planner/held.h"
 #include "coordinator/planner/shapes.h"
 
 namespace conclave::planner {
@@ -30,9 +32,13 @@ struct HomeSpeed {
 struct Request {
   checkpoint::ModelConfig shape;
   WeightFormat format = WeightFormat::kBf16;
+  // Of the checkpoint at hand; nothing: as the format has it throughout.
+  std::optional<HeldWeights> held;
   std::vector<Node> nodes;  // the first is the coordinator
   int32_t context = 16384;  // tokens of every sequence
   int32_t sequences = 1;    // at once
+  // Of the caches, where they are known; nothing: context x sequences.
+  std::optional<uint64_t> kv_bytes, state_bytes;
   int32_t kv_element_bytes = 2;
   int32_t state_element_bytes = 4;
   int32_t row_element_bytes = 2;    // of rows on the wire
@@ -95,6 +101,14 @@ struct Deal {
 absl::StatusOr<Plan> PlanWith(const Request& request,
                               const Deal& deal,
                               const std::vector<int32_t>& units);
+
+// The slices of a plan: the coordinator's layers in one shard, the other layers
+// in one shard per worker that holds any; holders as in PlanOf. Passes
+// conclave::Validate.
+Placement PlacementOf(const Request& request, const Plan& plan);
+
+// request.held, or what the format gives.
+HeldWeights HeldBy(const Request& request);
 
 // The coordinator's part alone, and every node's memory.
 absl::StatusOr<Plan> EmptyPlan(const Request& request);

@@ -33,12 +33,18 @@ struct LayerTime {
   double exchange = 0;
 };
 
+// Mean over the layers. Asked often: no copy.
+uint64_t ExpertBytes(const Request& r) {
+  return r.held.has_value() ? r.held->bytes.expert
+                            : ResidentBytes(r.shape, r.format).expert;
+}
+
 // Seconds of `active` experts of a layer, `entries` (expert, row) pairs.
 double ExpertSeconds(const Request& r,
                      const Node& node,
                      double active,
                      double entries) {
-  const double bytes = active * D(ResidentBytes(r.shape, r.format).expert);
+  const double bytes = active * D(ExpertBytes(r));
   if (node.experts.bytes_per_s <= 0) {
     const double reached =
         r.sequences <= kFewTokens ? kExpertShareFew : kExpertShareMany;
@@ -152,7 +158,7 @@ MeasuredStep StepOf(const std::vector<MeasuredStep>& steps, int32_t sequences) {
 double PrefillToken(const Request& r, const Plan& plan) {
   const auto& m = r.shape;
   const WeightBytes bf16 = ResidentBytes(m, WeightFormat::kBf16);
-  const WeightBytes held = ResidentBytes(m, r.format);
+  const WeightBytes held = HeldBy(r).bytes;
   const double layers = m.num_hidden_layers;
   const auto full = D(static_cast<uint64_t>(
       std::count(m.full_attention.begin(), m.full_attention.end(), true)));
@@ -205,7 +211,7 @@ void PredictLayers(const Request& r,
   StepTime& step = plan.step;
   MeasuredStep measured;
   if (r.home.steps.empty()) {
-    step.weights = D(ResidentBytes(r.shape, r.format).dense) / reached;
+    step.weights = D(HeldBy(r).bytes.dense) / reached;
     // The state is read and written; keys and values are read.
     step.state = (2 * D(plan.nodes[0].state) + D(plan.nodes[0].kv)) / reached;
     step.fixed = kGapPerLayer * r.shape.num_hidden_layers + kHostPerStep;

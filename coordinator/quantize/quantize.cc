@@ -16,6 +16,7 @@
 #include "common/bf16.h"
 #include "common/checkpoint/linear.h"
 #include "common/status_macros.h"
+#include "coordinator/quantize/decode.h"
 #include "coordinator/quantize/encode.h"
 #include "coordinator/quantize/output_file.h"
 #include "kernels/weight.h"
@@ -40,8 +41,9 @@ std::vector<uint64_t> Offsets(const OutputWeight& weight, uint64_t at) {
   return out;
 }
 
-std::string Header(std::span<const OutputWeight> weights) {
-  json::object header{{"__metadata__", {{"format", "mlx"}}}};
+// `reader`: whose layout it is, "mlx" or "pt".
+std::string Header(std::span<const OutputWeight> weights, const char* reader) {
+  json::object header{{"__metadata__", {{"format", reader}}}};
   uint64_t at = 0;
   for (const OutputWeight& weight : weights) {
     for (const OutputTensor& tensor : weight.tensors) {
@@ -111,7 +113,8 @@ class Writer {
                     std::span<const OutputWeight> weights) {
     OutputFile file;
     RETURN_IF_ERROR(file.Open(path));
-    const std::string header = Header(weights);
+    const std::string header =
+        Header(weights, target_.format == TargetFormat::kFp8 ? "pt" : "mlx");
     RETURN_IF_ERROR(file.Write(0, std::as_bytes(std::span(header))));
     uint64_t at = header.size();
     for (const OutputWeight& weight : weights) {
@@ -210,7 +213,7 @@ class Writer {
     values_.resize(layout.rows * layout.cols);
     pool_->ParallelFor(layout.rows, 16, [&](int64_t from, int64_t to) {
       for (int64_t r = from; r < to; ++r) {
-        kernels::DecodeRow(
+        DecodeRowFast(
             view, r, std::span(values_).subspan(r * layout.cols, layout.cols));
       }
     });

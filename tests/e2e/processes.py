@@ -16,6 +16,8 @@ MODEL_NAME = MODEL.name
 CONCLAVE = os.environ.get("CONCLAVE_BIN", str(ROOT / "build/dev/bin/conclave"))
 WORKER = os.environ.get("CONCLAVE_WORKER_BIN",
                         str(ROOT / "build/dev/bin/conclave-worker"))
+# The sanitizers' own memory is not what a program needs.
+SANITIZED = "/asan/" in CONCLAVE or "/tsan/" in CONCLAVE
 # Sanitized programs are slow; no deadline of a test is tighter than this.
 PATIENCE_S = 60
 

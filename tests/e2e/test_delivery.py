@@ -1,60 +1,21 @@
 """Workers that have no checkpoint: where their experts come from, what a load
 costs, and what happens when it is cut off."""
-import json
 import os
 import re
 import select
 import shutil
 import signal
 import socket
-import sys
 import threading
 
-import numpy as np
 import pytest
 
-from processes import CONCLAVE, MODEL, MODEL_NAME, ROOT, free_ports, wait_until
-
-sys.path.insert(0, str(ROOT / "tests/formats"))
-import safetensors_file  # noqa: E402
+from processes import MODEL, MODEL_NAME, SANITIZED, free_ports, wait_until
+from wide_model import wide_model
 
 PROMPT = {"model": MODEL_NAME, "prompt": "Once upon a time", "max_tokens": 16,
           "ignore_eos": True, "temperature": 0}
 MIB = 1 << 20
-# The sanitizers' own memory is not what a load needs.
-SANITIZED = "/asan/" in CONCLAVE or "/tsan/" in CONCLAVE
-
-
-def wide_model(folder, layers, intermediate):
-    """The embedded model with fewer layers and wide random experts: large
-    fused tensors."""
-    folder.mkdir()
-    for name in ("tokenizer.json", "tokenizer_config.json",
-                 "chat_template.jinja", "generation_config.json"):
-        shutil.copy(MODEL / name, folder / name)
-    config = json.loads((MODEL / "config.json").read_text())
-    text = config["text_config"]
-    text.update(num_hidden_layers=layers, moe_intermediate_size=intermediate,
-                layer_types=text["layer_types"][:layers],
-                mtp_num_hidden_layers=0)
-    (folder / "config.json").write_text(json.dumps(config))
-    random = np.random.default_rng(1)
-    tensors = {}
-    for name, tensor in safetensors_file.read(MODEL).items():
-        layer = re.search(r"layers\.(\d+)\.", name)
-        if name.startswith("mtp.") or (layer and int(layer[1]) >= layers):
-            continue
-        shape = {"gate_up_proj": (16, 2 * intermediate, 256),
-                 "down_proj": (16, 256, intermediate)}.get(
-                     name.rsplit(".", 1)[-1] if ".experts." in name else "")
-        if shape:
-            # bf16 numbers of about +-0.01
-            bits = random.integers(0x3C00, 0x3C40, shape, dtype=np.uint16)
-            sign = random.integers(0, 2, shape, dtype=np.uint16) << 15
-            tensor = ("BF16", bits | sign)
-        tensors[name] = tensor
-    safetensors_file.write(folder / "model.safetensors", tensors)
-    return folder
 
 
 @pytest.fixture(scope="module")

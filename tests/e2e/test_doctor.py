@@ -60,7 +60,7 @@ def test_plan_uses_the_measurements(cluster, links):
     assert reply.returncode == 0, reply.stderr
     assert "measured: coordinator: memory" in reply.stdout
     assert "measured: w1: round trip" in reply.stdout
-    assert "as the file places the experts" in reply.stdout
+    assert "places the experts (by share)" in reply.stdout
     before = json.loads(run(*arguments, "--json").stdout)
     text = file.read_text()
     slow = file.with_name("slow.yaml")

@@ -1,14 +1,17 @@
 """conclave quantize, read by the MLX package and by conclave."""
 import json
 import pathlib
+import shutil
+import subprocess
 import sys
 
 import mlx.core as mx
 import numpy as np
 import pytest
 
-from processes import MODEL, ROOT
+from processes import CONCLAVE, MODEL, ROOT, SANITIZED
 from test_cli import run
+from wide_model import wide_model
 
 sys.path.insert(0, str(ROOT / "tests/formats"))
 import safetensors_file  # noqa: E402
@@ -97,6 +100,59 @@ def test_conclave_runs_the_results(tmp_path):
         reply = run("bench", "decode", "--model", out, "--backends", "cpu", "--repeats", 1,
                     "--bench-threads", 1, "--sequences", 1, "--steps", 2, "--prefill", 8)
         assert reply.returncode == 0, reply.stderr
+
+
+def test_a_cluster_answers_like_one_process(tmp_path, make_cluster):
+    """Workers round activations as the coordinator says, to the bit."""
+    out = quantise(tmp_path, "mlx4")
+
+    def use(cluster):
+        cluster.config.write_text(cluster.config.read_text().replace(
+            f"model: {MODEL}\n",
+            f"model: {out}\nplacement:\n  shards: 2\n"))
+
+    body = {"model": "mlx4", "prompt": "Once upon a time", "max_tokens": 24,
+            "ignore_eos": True, "temperature": 0, "logprobs": 1}
+    answers = []
+    for workers in (0, 2):
+        cluster = make_cluster(workers=workers, change=use)
+        reply = cluster.post("/v1/completions", body)
+        assert reply.status_code == 200, reply.text
+        choice = reply.json()["choices"][0]
+        answers.append((choice["text"], choice["logprobs"]["token_logprobs"]))
+    assert answers[0] == answers[1]
+
+
+def peak_bytes(folder, model, out):
+    """Of one quantize, alone: pages of a mapped file would count, too."""
+    code = ("import resource, subprocess, sys\n"
+            "subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL,"
+            " stderr=subprocess.DEVNULL)\n"
+            "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)")
+    reply = subprocess.run(
+        [sys.executable, "-c", code, CONCLAVE, "quantize", "--model", model,
+         "--to", "mlx4", "--out", folder / out],
+        capture_output=True, text=True, check=True)
+    return int(reply.stdout) * 1024
+
+
+@pytest.mark.skipif(SANITIZED, reason="measures memory")
+def test_memory_does_not_grow_with_the_tensors(tmp_path):
+    wide = wide_model(tmp_path / "wide", 4, 8192)  # 134 MB fused tensors
+    small = peak_bytes(tmp_path, MODEL, "small")
+    large = peak_bytes(tmp_path, wide, "large")
+    assert large - small < 48 << 20
+    shutil.rmtree(wide)
+
+
+def test_the_result_says_whose_layout_it_is(tmp_path):
+    for form, reader in (("mlx8", "mlx"), ("fp8", "pt")):
+        out = quantise(tmp_path, form)
+        file = next(out.glob("model-*.safetensors"))
+        with file.open("rb") as opened:
+            length = int.from_bytes(opened.read(8), "little")
+            header = json.loads(opened.read(length))
+        assert header["__metadata__"]["format"] == reader
 
 
 def test_what_cannot_be_done_is_said(tmp_path):

@@ -2,8 +2,11 @@
 // Packed weights: the definition against hand-made numbers, the fast forms
 // against the definition.
 
+#include <algorithm>
 #include <cmath>
+#include <memory>
 
+#include "kernels/int8.h"
 #include "kernels/linear.h"
 #include "kernels/moe.h"
 #include "tests/parity/dense/fixture.h"
@@ -100,7 +103,7 @@ TEST(DecodeRow, ScalesInHalfPrecision) {
   EXPECT_EQ(Row(w, 0)[0], -0x1p-24f);
 }
 
-using Param = std::tuple<std::string, size_t>;
+using Param = std::tuple<std::string, size_t, Activations>;
 class PackedTest : public ::testing::TestWithParam<Param> {
  protected:
   void SetUp() override {
@@ -110,20 +113,26 @@ class PackedTest : public ::testing::TestWithParam<Param> {
   PackedFormat Format() const {
     return PackedFormats()[std::get<1>(GetParam())];
   }
+  // A machine whose products round their activations, if the test asks.
+  std::unique_ptr<Machine> Make(Backend backend, int32_t threads = 1) const {
+    auto machine = std::make_unique<Machine>(backend, threads);
+    machine->context.activations = std::get<2>(GetParam());
+    return machine;
+  }
 };
 
 double Limit(int64_t cols) { return 1.2e-7 * (2 + std::sqrt(cols)); }
 
 TEST_P(PackedTest, MatMulAgreesWithPlain) {
-  Machine plain(Backend::kCpuPlain), fast(Backend::kCpu, 2);
+  const auto plain = Make(Backend::kCpuPlain), fast = Make(Backend::kCpu, 2);
   for (const int64_t cols : {128, 384, 1024}) {
     for (const int64_t rows : {1, 2, 3, 4, 7, 33}) {
       constexpr int64_t kOuts = 141;
       const PackedWeight w(3, Format(), kOuts, cols);
       const auto x = Seeded(4).Floats(rows * cols);
       Guarded want(rows * kOuts), got(rows * kOuts);
-      ASSERT_TRUE(MatMul(plain.context, x, rows, w.view(), want.span()).ok());
-      ASSERT_TRUE(MatMul(fast.context, x, rows, w.view(), got.span()).ok());
+      ASSERT_TRUE(MatMul(plain->context, x, rows, w.view(), want.span()).ok());
+      ASSERT_TRUE(MatMul(fast->context, x, rows, w.view(), got.span()).ok());
       EXPECT_TRUE(got.intact());
       EXPECT_LE(RelativeError(
                     got.span().data(), want.span().data(), got.span().size()),
@@ -135,21 +144,21 @@ TEST_P(PackedTest, MatMulAgreesWithPlain) {
 
 TEST_P(PackedTest, BitsDependOnTheRowAndTheOutputAlone) {
   constexpr int64_t kRows = 6, kOuts = 140, kCols = 256;
-  Machine fast(Backend::kCpu, 2);
+  const auto fast = Make(Backend::kCpu, 2);
   const PackedWeight w(9, Format(), kOuts, kCols);
   const auto x = Seeded(10).Floats(kRows * kCols);
   Guarded whole(kRows * kOuts), one(kOuts), single(kRows);
-  ASSERT_TRUE(MatMul(fast.context, x, kRows, w.view(), whole.span()).ok());
+  ASSERT_TRUE(MatMul(fast->context, x, kRows, w.view(), whole.span()).ok());
   for (int64_t r = 0; r < kRows; ++r) {
     const std::span<const float> row(x.data() + r * kCols, kCols);
-    ASSERT_TRUE(MatMul(fast.context, row, 1, w.view(), one.span()).ok());
+    ASSERT_TRUE(MatMul(fast->context, row, 1, w.view(), one.span()).ok());
     for (int64_t o = 0; o < kOuts; ++o) {
       EXPECT_EQ(Bits(one.span())[o], Bits(whole.span())[r * kOuts + o]);
     }
   }
   for (const int64_t o : {0, 1, 127, 128, 139}) {
     const WeightView row = Rows(w.view(), o, 1);
-    ASSERT_TRUE(MatMul(fast.context, x, kRows, row, single.span()).ok());
+    ASSERT_TRUE(MatMul(fast->context, x, kRows, row, single.span()).ok());
     for (int64_t r = 0; r < kRows; ++r) {
       EXPECT_EQ(Bits(single.span())[r], Bits(whole.span())[r * kOuts + o]);
     }
@@ -157,11 +166,11 @@ TEST_P(PackedTest, BitsDependOnTheRowAndTheOutputAlone) {
 }
 
 TEST_P(PackedTest, EmbedDecodesTheRowsOfTheIds) {
-  Machine fast(Backend::kCpu);
+  const auto fast = Make(Backend::kCpu);
   const PackedWeight w(7, Format(), 20, 128);
   const std::vector<int32_t> ids = {19, 0, 7, 7};
   Guarded got(ids.size() * 128);
-  ASSERT_TRUE(Embed(fast.context, w.view(), ids, got.span()).ok());
+  ASSERT_TRUE(Embed(fast->context, w.view(), ids, got.span()).ok());
   for (size_t r = 0; r < ids.size(); ++r) {
     const auto want = Row(w.view(), ids[r]);
     for (size_t c = 0; c < want.size(); ++c) {
@@ -185,13 +194,13 @@ TEST_P(PackedTest, ExpertsAgreeWithPlain) {
     const std::vector<int32_t> row = {0, 1, 2, 3, 5, 1, 5};
     const auto weight = Seeded(3).Floats(slice.size());
     const auto x = Seeded(4).Floats(6 * kHidden);
-    Machine plain(Backend::kCpuPlain), fast(Backend::kCpu, 2);
+    const auto plain = Make(Backend::kCpuPlain), fast = Make(Backend::kCpu, 2);
     Guarded want(6 * kHidden), got(6 * kHidden);
     const ExpertEntries entries{slice, row, weight};
     ASSERT_TRUE(
-        ExpertFfn(plain.context, weights, entries, x, 6, want.span()).ok());
+        ExpertFfn(plain->context, weights, entries, x, 6, want.span()).ok());
     ASSERT_TRUE(
-        ExpertFfn(fast.context, weights, entries, x, 6, got.span()).ok());
+        ExpertFfn(fast->context, weights, entries, x, 6, got.span()).ok());
     EXPECT_LE(
         RelativeError(got.span().data(), want.span().data(), got.span().size()),
         4e-6);
@@ -225,11 +234,38 @@ INSTANTIATE_TEST_SUITE_P(
     Simd,
     PackedTest,
     ::testing::Combine(::testing::ValuesIn(SupportedSimdTargets()),
-                       ::testing::Range<size_t>(0, PackedFormats().size())),
+                       ::testing::Range<size_t>(0, PackedFormats().size()),
+                       ::testing::Values(Activations::kF32,
+                                         Activations::kInt8)),
     [](const auto& info) {
+      const bool int8 = std::get<2>(info.param) == Activations::kInt8;
       return std::get<0>(info.param) + "_" +
-             PackedFormats()[std::get<1>(info.param)].name;
+             PackedFormats()[std::get<1>(info.param)].name +
+             (int8 ? "_int8" : "");
     });
+
+// The definition of kernels/int8.h against numbers made by hand.
+TEST(RoundToInt8, BlocksOf32HaveAScaleOfTheirOwn) {
+  std::vector<float> x(64, 0.0f), out(64);
+  x[0] = 127.0f, x[1] = 0.5f, x[2] = 1.5f, x[3] = -63.4f;  // scale 1
+  x[32] = -254.0f, x[33] = 3.0f;                           // scale 2
+  RoundToInt8(x, out);
+  EXPECT_EQ(out[0], 127.0f);
+  EXPECT_EQ(out[1], 0.0f);  // ties to even
+  EXPECT_EQ(out[2], 2.0f);
+  EXPECT_EQ(out[3], -63.0f);
+  EXPECT_EQ(out[32], -254.0f);
+  EXPECT_EQ(out[33], 4.0f);
+  // Nothing but zeros, and numbers too small for a scale.
+  std::fill(x.begin(), x.end(), 1e-38f);
+  RoundToInt8(x, out);
+  for (const float v : out) EXPECT_EQ(v, 0.0f);
+  // What is not finite does not vanish.
+  x[40] = NAN;
+  RoundToInt8(x, out);
+  EXPECT_EQ(out[0], 0.0f);
+  for (size_t i = 32; i < 64; ++i) EXPECT_TRUE(std::isnan(out[i])) << i;
+}
 
 }  // namespace
 }  // namespace conclave::kernels

@@ -169,13 +169,67 @@ INSTANTIATE_TEST_SUITE_P(
                        ::testing::ValuesIn(kFormats)),
     CaseName);
 
+// Activations rounded to int8 where weights have 4 or 8 bits: small errors in
+// every logit, none that a token at the wrong expert would make.
+class RoundedActivations
+    : public ::testing::TestWithParam<std::tuple<std::string, std::string>> {};
+
+TEST_P(RoundedActivations, StayNearTheReference) {
+  const auto& [source, format] = GetParam();
+  const auto model = OpenChecked(source, format);
+  ASSERT_NE(model, nullptr);
+  const testing::GoldenTensors golden =
+      testing::GoldenTensors::At(absl::StrCat("formats/", source, ".", format));
+  const std::string prompt = source == "tiny" ? "len63" : "walk";
+  const auto ids = PromptIds(source, prompt);
+  const auto want = golden.Floats(prompt + ".logits");
+  const size_t vocab = model->config().vocab_size;
+  testing::SingleProcess process(
+      kernels::Backend::kCpu, {}, 2, *model, kernels::Activations::kInt8);
+  auto sequence = process.runner->Open(0);
+  const auto logits =
+      process.runner->Step({{.sequence = &sequence,
+                             .tokens = ids,
+                             .prefill = true,
+                             .logits_from = static_cast<int32_t>(
+                                 ids.size() - want.size() / vocab)}});
+  ASSERT_TRUE(logits.ok()) << logits.status();
+  const std::vector<float>& got = (*logits)[0];
+  const double error =
+      testing::RelativeError(got.data(), want.data(), got.size());
+  std::cout << source << " " << format << ": relative error " << error << "\n";
+  EXPECT_LE(error, kRoundedActivations);
+  EXPECT_GT(error, 0);  // something was rounded
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Fast,
+    RoundedActivations,
+    ::testing::Combine(::testing::Values("tiny", "random"),
+                       ::testing::Values("gptq-int4", "mlx4", "mlx8")),
+    [](const auto& info) {
+      std::string name =
+          std::get<0>(info.param) + "_" + std::get<1>(info.param);
+      std::replace(name.begin(), name.end(), '-', '_');
+      return name;
+    });
+
 // Against the model before it was quantised: 8 bits keep its greedy tokens up
 // to the first close call; of the others the agreement is printed.
 TEST(QuantisedModel, KeepsTheGreedyTokensInEightBits) {
-  for (const char* format : {"mlx8", "fp8", "mlx6", "gptq-int4", "mlx4"}) {
+  using kernels::Activations;
+  for (const auto& [format, activations] :
+       {std::pair("mlx8", Activations::kF32),
+        std::pair("mlx8", Activations::kInt8),
+        std::pair("fp8", Activations::kF32),
+        std::pair("mlx6", Activations::kF32),
+        std::pair("gptq-int4", Activations::kF32),
+        std::pair("mlx4", Activations::kF32),
+        std::pair("mlx4", Activations::kInt8)}) {
     const auto model = OpenChecked("tiny", format);
     ASSERT_NE(model, nullptr);
-    testing::SingleProcess process(kernels::Backend::kCpu, {}, 2, *model);
+    testing::SingleProcess process(
+        kernels::Backend::kCpu, {}, 2, *model, activations);
     for (const char* name : {"story", "len63"}) {
       const testing::GoldenPrompt& prompt = testing::FindGolden(name);
       const testing::GoldenTensors tensors(name);
@@ -192,8 +246,10 @@ TEST(QuantisedModel, KeepsTheGreedyTokensInEightBits) {
       const size_t vocab = model->config().vocab_size;
       const std::vector<float> last(logits.end() - vocab, logits.end());
       const size_t kept = FollowGreedy(*process.runner, sequence, last, greedy);
-      std::cout << format << ", " << name << ": " << kept << " of "
-                << greedy.size() << " greedy tokens before a close call\n";
+      std::cout << format
+                << (activations == Activations::kInt8 ? " by int8, " : ", ")
+                << name << ": " << kept << " of " << greedy.size()
+                << " greedy tokens before a close call\n";
       if (std::string(format) == "mlx8") {
         EXPECT_EQ(kept, greedy.size()) << name;
       }

@@ -7,6 +7,7 @@
 #include <bit>
 #include <filesystem>
 #include <memory>
+#include <ostream>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -29,6 +30,8 @@ struct Format {
   int cut;  // columns that move together
   // Further members of MLX's "quantization": modules of their own.
   const char* modules = "";
+
+  friend void PrintTo(const Format& f, std::ostream* out) { *out << f.name; }
 };
 
 // FP8 with 64: an expert's rows end inside of a block of scales.

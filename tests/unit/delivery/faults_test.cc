@@ -7,6 +7,7 @@
 #include <thread>
 
 #include "common/delivery/deliver_frame.h"
+#include "tests/testing/grpc_races.h"
 #include "tests/testing/simulated_clock.h"
 #include "tests/unit/delivery/fixture.h"
 

@@ -176,6 +176,19 @@ TEST(Plan, NeverWorseThanRoundRobin) {
       experts += h.experts;
     }
     EXPECT_EQ(experts, ResidentBytes(r.shape, r.format).experts) << nodes;
+    if (round % 10 == 0) {
+      // As slices: each held once, and as many bytes.
+      const Placement placement = PlacementOf(r, *plan);
+      ExpertShape shape = r.shape.expert_shape();
+      shape.column_multiple = ColumnMultiple(r.shape, r.format);
+      ASSERT_TRUE(Validate(placement, shape).ok())
+          << nodes << Validate(placement, shape);
+      const auto placed = PlanOf(r, placement);
+      ASSERT_TRUE(placed.ok());
+      for (size_t i = 0; i < plan->nodes.size(); ++i) {
+        EXPECT_EQ(placed->nodes[i].experts, plan->nodes[i].experts) << nodes;
+      }
+    }
     if (plan->remote_layers == 0) continue;
     for (const Split split : {Split::kColumns, Split::kExperts}) {
       const int32_t all = split == Split::kExperts

@@ -18,13 +18,8 @@
 #include "gmock/gmock.h"
 #include "grpcpp/server.h"
 #include "gtest/gtest.h"
+#include "tests/testing/grpc_races.h"
 #include "tests/testing/seeded.h"
-
-// The queue's own hand-over of an operation from thread to thread is not
-// visible in a gRPC that was built without the thread sanitizer.
-extern "C" const char* __tsan_default_suppressions() {
-  return "race:grpc::Server::SyncRequest\nrace:grpc::internal::CallOpSet\n";
-}
 
 namespace conclave::transport {
 namespace {
