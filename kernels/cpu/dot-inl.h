@@ -82,24 +82,6 @@ struct OutRows {
   }
 };
 
-// The rows of one tile that stores all of its sums before they go on.
-template <int kBits, bool kVnni>
-HWY_NOINLINE void Int8Rows(const float* const (&x)[4],
-                           int64_t count,
-                           const Int8Row* w,
-                           int64_t cols,
-                           float (&out)[4][8]) {
-  if (count == 1) {
-    Int8Tile<1, 4, kBits, kVnni>(x, w, cols, out);
-  } else if (count == 2) {
-    Int8Tile<2, 4, kBits, kVnni>(x, w, cols, out);
-  } else if (count == 3) {
-    Int8Tile<3, 4, kBits, kVnni>(x, w, cols, out);
-  } else {
-    Int8Tile<4, 4, kBits, kVnni>(x, w, cols, out);
-  }
-}
-
 // Not inlined, nor are tiles: with all storages in one function compilers take
 // minutes under sanitizers.
 template <class Row, class Sink>
@@ -144,6 +126,10 @@ HWY_NOINLINE void DotBlockOf(const PackedRows& x,
   }
 }
 
+// Eight rows of more columns do not stay in the first cache while weights
+// stream by; four do.
+constexpr int64_t kInt8ColumnsMax = 2048;
+
 template <int kBits, bool kVnni, class Sink>
 HWY_NOINLINE void Int8DotBlock(const PackedRows& x,
                                int64_t rows,
@@ -151,30 +137,35 @@ HWY_NOINLINE void Int8DotBlock(const PackedRows& x,
                                int64_t begin,
                                int64_t end,
                                const Sink& sink) {
-  float sums[4][8];
-  const int64_t outs = rows == 1 ? 8 : 4;
-  for (int64_t o = begin; o < end; o += outs) {
-    const OutRows<8, Int8Row> weight(w, o, end);
-    for (int64_t r = 0; r < rows; r += kTileRows) {
-      const int64_t count = std::min<int64_t>(kTileRows, rows - r);
-      const auto at = [&](int64_t i) {
-        return x.at(std::min(r + i, rows - 1));
-      };
-      const float* const four[] = {at(0), at(1), at(2), at(3)};
-      if (rows == 1) {
-        Int8Tile<1, 8, kBits, kVnni>(four, weight.row, w.cols, sums);
+  float sums[kInt8Rows][4];
+  for (int64_t r = 0; r < rows;) {
+    const float* tile[kInt8Rows];
+    for (int64_t i = 0; i < kInt8Rows; ++i) {
+      tile[i] = x.at(std::min(r + i, rows - 1));
+    }
+    const int64_t left = rows - r;
+    const int64_t most = w.cols > kInt8ColumnsMax ? 4 : 8;
+    const int64_t count = std::min<int64_t>(most,
+                                            left >= 8   ? 8
+                                            : left >= 4 ? 4
+                                            : left >= 2 ? 2
+                                                        : 1);
+    for (int64_t o = begin; o < end; o += 4) {
+      if (count == 8) {
+        Int8Tile<8, kBits, kVnni>(tile, w, o, end, sums);
+      } else if (count == 4) {
+        Int8Tile<4, kBits, kVnni>(tile, w, o, end, sums);
+      } else if (count == 2) {
+        Int8Tile<2, kBits, kVnni>(tile, w, o, end, sums);
       } else {
-        Int8Rows<kBits, kVnni>(four, count, weight.row, w.cols, sums);
+        Int8Tile<1, kBits, kVnni>(tile, w, o, end, sums);
       }
       for (int64_t i = 0; i < count; ++i) {
-        for (int64_t j = 0; j < std::min(outs, end - o); j += 4) {
-          sink(r + i,
-               o + j,
-               hn::LoadU(F32x4(), sums[i] + j),
-               std::min<int64_t>(4, end - o - j));
-        }
+        const V4 four = hn::LoadU(F32x4(), sums[i]);
+        sink(r + i, o, four, std::min<int64_t>(4, end - o));
       }
     }
+    r += count;
   }
 }
 

@@ -15,7 +15,6 @@
 
 #include "hwy/highway.h"
 #include "kernels/cpu/affine_row-inl.h"
-#include "kernels/cpu/dot_tile-inl.h"
 #include "kernels/cpu/int8_row-inl.h"
 #include "kernels/weight.h"
 
@@ -101,6 +100,7 @@ struct GroupPlaces {
   HWY_ALIGN int32_t units[kUnitsMax][kLanes];
   HWY_ALIGN int32_t sums[kSumsMax][kLanes];
 
+  // A power of two.
   constexpr explicit GroupPlaces(int64_t columns)
       : group(columns),
         unit_count(columns / 8),
@@ -129,16 +129,24 @@ HWY_INLINE V TakeLanes(V from, const int32_t* places) {
   return hn::TableLookupLanes(from, at);
 }
 
-// kLanes scales or biases from `from`, of which `count` are there.
-HWY_INLINE V LoadHalves(const uint16_t* from, int64_t count, bool f16) {
+// Scales or biases from `from` on: `count` of them, the other lanes are zeros.
+// `room`: how many may be read.
+HWY_INLINE V LoadHalves(const uint16_t* from,
+                        int64_t count,
+                        int64_t room,
+                        bool f16) {
   const hn::RebindToUnsigned<F32> d32;
   const hn::Rebind<uint16_t, F32> d16;
   uint16_t part[kLanes] = {};
-  if (count < kLanes) {
-    std::memcpy(part, from, static_cast<size_t>(count) * sizeof(uint16_t));
+  if (room < kLanes) {
+    std::memcpy(part, from, static_cast<size_t>(room) * sizeof(uint16_t));
     from = part;
   }
-  const auto half = hn::PromoteTo(d32, hn::LoadU(d16, from));
+  auto half = hn::PromoteTo(d32, hn::LoadU(d16, from));
+  if (count < kLanes) {
+    half =
+        hn::IfThenElseZero(hn::FirstN(d32, static_cast<size_t>(count)), half);
+  }
   if (!f16) return hn::BitCast(F32(), hn::ShiftLeft<16>(half));
   // As RowScales::Read has it.
   const auto moved =
@@ -149,17 +157,21 @@ HWY_INLINE V LoadHalves(const uint16_t* from, int64_t count, bool f16) {
 
 // One weight row.
 struct Int8Row : AffineRow {
+  int64_t room = 0;  // scales from the row's first to the weight's last
+
   Int8Row() = default;
-  HWY_INLINE Int8Row(const WeightView& w, int64_t row) : AffineRow(w, row) {}
+  HWY_INLINE Int8Row(const WeightView& w, int64_t row)
+      : AffineRow(w, row),
+        room((w.rows - 1 - row) * w.scale_stride + w.cols / w.group) {}
   // Scales of the groups from `group` on, and what each block's sum takes.
   HWY_INLINE V Scales(int64_t group, int64_t count) const {
-    return LoadHalves(scales.scales + group, count, scales.f16);
+    return LoadHalves(scales.scales + group, count, room - group, scales.f16);
   }
   HWY_INLINE V Biases(int64_t group, int64_t count, V scale) const {
     if (scales.biases == nullptr) {
       return hn::Mul(scale, hn::Set(F32(), scales.symmetric));
     }
-    return LoadHalves(scales.biases + group, count, scales.f16);
+    return LoadHalves(scales.biases + group, count, room - group, scales.f16);
   }
 };
 
@@ -176,134 +188,110 @@ HWY_INLINE void AddUnit(const float* x, VCodes a, VCodes b, V scale, V& sum) {
   sum = hn::MulAdd(scaled, scale, sum);
 }
 
-template <int kRows, bool kVnni>
-HWY_INLINE void AddUnits(const float* const (&x)[4],
-                         int64_t at,
-                         VCodes a,
-                         VCodes b,
-                         V scale,
-                         OutSums& s) {
-  AddUnit<kVnni>(x[0] + at, a, b, scale, s.r0);
-  if constexpr (kRows > 1) AddUnit<kVnni>(x[1] + at, a, b, scale, s.r1);
-  if constexpr (kRows > 2) AddUnit<kVnni>(x[2] + at, a, b, scale, s.r2);
-  if constexpr (kRows > 3) AddUnit<kVnni>(x[3] + at, a, b, scale, s.r3);
-}
-
-// What biases add: each block's sum times its group's bias.
-template <int kRows>
-HWY_INLINE void AddBiases(const float* const (&x)[4],
-                          int64_t at,
-                          V bias,
-                          OutSums& s) {
-  const F32 df;
-  s.r0 = hn::MulAdd(hn::LoadU(df, x[0] + at), bias, s.r0);
-  if constexpr (kRows > 1) {
-    s.r1 = hn::MulAdd(hn::LoadU(df, x[1] + at), bias, s.r1);
-  }
-  if constexpr (kRows > 2) {
-    s.r2 = hn::MulAdd(hn::LoadU(df, x[2] + at), bias, s.r2);
-  }
-  if constexpr (kRows > 3) {
-    s.r3 = hn::MulAdd(hn::LoadU(df, x[3] + at), bias, s.r3);
-  }
-}
-
-// The outputs of a tile one after the other: named, no arrays, as the sums
+// Rows of one pass over a weight row, and their sums: named, no array, as they
 // must stay in registers.
-template <int kOuts, class Body>
-HWY_INLINE void ForOuts(const Body& body,
-                        OutSums& s0,
-                        OutSums& s1,
-                        OutSums& s2,
-                        OutSums& s3,
-                        OutSums& s4,
-                        OutSums& s5,
-                        OutSums& s6,
-                        OutSums& s7) {
-  body(0, s0);
-  body(1, s1);
-  body(2, s2);
-  body(3, s3);
-  if constexpr (kOuts == 8) {
-    body(4, s4);
-    body(5, s5);
-    body(6, s6);
-    body(7, s7);
+constexpr int64_t kInt8Rows = 8;
+struct RowSums {
+  V r0, r1, r2, r3, r4, r5, r6, r7;
+};
+
+template <int kRows, class Body>
+HWY_INLINE void ForRows(const Body& body, RowSums& s) {
+  body(0, s.r0);
+  if constexpr (kRows > 1) body(1, s.r1);
+  if constexpr (kRows > 2) {
+    body(2, s.r2);
+    body(3, s.r3);
+  }
+  if constexpr (kRows > 4) {
+    body(4, s.r4);
+    body(5, s.r5);
+    body(6, s.r6);
+    body(7, s.r7);
   }
 }
 
-// The last, unfinished units of weight rows, with zeros after them.
-template <int kOuts, int kBits>
-HWY_INLINE void CopyTails(const Int8Row* w,
-                          int64_t cols,
-                          uint8_t (&tail)[kOuts][kUnit * kBits / 8]) {
-  const int64_t from = cols / kUnit * kUnit * kBits / 8;
-  const auto bytes = static_cast<size_t>(cols * kBits / 8 - from);
-  std::memset(tail, 0, sizeof(tail));
-  for (int o = 0; o < kOuts; ++o)
-    std::memcpy(tail[o], w[o].codes + from, bytes);
-}
-
-// kRows rows times kOuts weight rows: out[row][o]. x is packed by
-// PackInt8Block. As in dot_tile-inl.h, every (row, output) pair takes the same
-// steps in every tile shape.
-template <int kRows, int kOuts, int kBits, bool kVnni>
-HWY_NOINLINE void Int8Tile(const float* const (&x)[4],
-                           const Int8Row* w,
-                           int64_t cols,
-                           float (&out)[4][8]) {
+// sums[row][of][]: the lanes' sums of kRows rows and one weight row. Every
+// (row, output) pair takes the same steps however many rows there are: this is
+// why the bits of a row do not depend on other rows. One weight row after the
+// other: memory gives a straight stream twice what it gives to several.
+template <int kRows, int kBits, bool kVnni>
+HWY_INLINE void AddWeightRow(const float* const* x,
+                             const Int8Row& w,
+                             int64_t cols,
+                             int64_t of,
+                             float (&sums)[kInt8Rows][4][kLanes]) {
   constexpr int64_t kUnitBytes = kUnit * kBits / 8;
   const F32 df;
   const V zero = hn::Zero(df);
-  const OutSums none{zero, zero, zero, zero};
-  OutSums s0 = none, s1 = none, s2 = none, s3 = none;
-  OutSums s4 = none, s5 = none, s6 = none, s7 = none;
-  const GroupPlaces& places = PlacesOf(w[0].scales.group);
-  const int64_t units = Int8Units(cols), groups = cols / places.group;
-  HWY_ALIGN float scale[kOuts][kLanes];
-  HWY_ALIGN uint8_t tail[kOuts][kUnitBytes];
-  if (units * kUnit > cols) CopyTails<kOuts, kBits>(w, cols, tail);
+  RowSums s{zero, zero, zero, zero, zero, zero, zero, zero};
+  const GroupPlaces& places = PlacesOf(w.scales.group);
+  const int64_t units = cols / kUnit, groups = cols / places.group;
+  const int64_t blocks = Int8Units(cols) * kUnitFloats;
+  V scales = zero;
+  const auto add = [&](const uint8_t* codes,
+                       int64_t u) HWY_ATTR CONCLAVE_INLINE {
+    const V scale =
+        TakeLanes(scales, places.units[u & (places.unit_count - 1)]);
+    VCodes a, b;
+    UnitCodes<kBits>::Load(codes, a, b);
+    ForRows<kRows>(
+        [&](int r, V& sum) HWY_ATTR CONCLAVE_INLINE {
+          AddUnit<kVnni>(x[r] + u * kUnitFloats, a, b, scale, sum);
+        },
+        s);
+  };
   for (int64_t g = 0; g < groups; g += kLanes) {
     const int64_t count = std::min(kLanes, groups - g);
-    const int64_t block = units * kUnitFloats + g * places.sum_count;
-    const auto begin = [&](int o, OutSums& s) HWY_ATTR CONCLAVE_INLINE {
-      const V scales = w[o].Scales(g, count);
-      hn::Store(scales, df, scale[o]);
-      const V biases = w[o].Biases(g, count, scales);
-      for (int64_t i = 0; i < places.sum_count; ++i) {
-        AddBiases<kRows>(
-            x, block + i * kLanes, TakeLanes(biases, places.sums[i]), s);
-      }
-    };
-    ForOuts<kOuts>(begin, s0, s1, s2, s3, s4, s5, s6, s7);
+    scales = w.Scales(g, count);
+    const V biases = w.Biases(g, count, scales);
+    for (int64_t i = 0; i < places.sum_count; ++i) {
+      const V bias = TakeLanes(biases, places.sums[i]);
+      const int64_t at = blocks + g * places.sum_count + i * kLanes;
+      ForRows<kRows>(
+          [&](int r, V& sum) HWY_ATTR CONCLAVE_INLINE {
+            sum = hn::MulAdd(hn::LoadU(df, x[r] + at), bias, sum);
+          },
+          s);
+    }
     const int64_t first = g * places.group / kUnit;
     const int64_t last = std::min(units, first + places.unit_count);
-    for (int64_t u = first; u < last; ++u) {
-      const int32_t* lanes = places.units[u - first];
-      const bool whole = (u + 1) * kUnit <= cols;
-      const auto unit = [&](int o, OutSums& s) HWY_ATTR CONCLAVE_INLINE {
-        VCodes a, b;
-        UnitCodes<kBits>::Load(
-            whole ? w[o].codes + u * kUnitBytes : tail[o], a, b);
-        const V scales = TakeLanes(hn::Load(df, scale[o]), lanes);
-        AddUnits<kRows, kVnni>(x, u * kUnitFloats, a, b, scales, s);
-      };
-      ForOuts<kOuts>(unit, s0, s1, s2, s3, s4, s5, s6, s7);
-    }
+    for (int64_t u = first; u < last; ++u) add(w.codes + u * kUnitBytes, u);
   }
-  const F32x4 d4;
-  hn::StoreU(SumFour(s0.r0, s1.r0, s2.r0, s3.r0), d4, out[0]);
-  if constexpr (kOuts == 8) {
-    hn::StoreU(SumFour(s4.r0, s5.r0, s6.r0, s7.r0), d4, out[0] + 4);
+  if (units * kUnit < cols) {  // the scales are those of the last groups
+    uint8_t codes[kUnitBytes] = {};
+    const int64_t at = units * kUnitBytes;
+    std::memcpy(
+        codes, w.codes + at, static_cast<size_t>(cols * kBits / 8 - at));
+    add(codes, units);
   }
-  if constexpr (kRows > 1) {
-    hn::StoreU(SumFour(s0.r1, s1.r1, s2.r1, s3.r1), d4, out[1]);
+  ForRows<kRows>(
+      [&](int r, V& sum)
+          HWY_ATTR CONCLAVE_INLINE { hn::Store(sum, df, sums[r][of]); },
+      s);
+}
+
+// out[row][0, 4): kRows rows times the four outputs from `first` on; past
+// `end` nothing in particular.
+template <int kRows, int kBits, bool kVnni>
+HWY_NOINLINE void Int8Tile(const float* const* x,
+                           const WeightView& w,
+                           int64_t first,
+                           int64_t end,
+                           float (&out)[kInt8Rows][4]) {
+  HWY_ALIGN float sums[kInt8Rows][4][kLanes];
+  const F32 df;
+  for (int64_t o = 0; o < 4; ++o) {
+    const Int8Row row(w, std::min(first + o, end - 1));
+    AddWeightRow<kRows, kBits, kVnni>(x, row, w.cols, o, sums);
   }
-  if constexpr (kRows > 2) {
-    hn::StoreU(SumFour(s0.r2, s1.r2, s2.r2, s3.r2), d4, out[2]);
-  }
-  if constexpr (kRows > 3) {
-    hn::StoreU(SumFour(s0.r3, s1.r3, s2.r3, s3.r3), d4, out[3]);
+  for (int r = 0; r < kRows; ++r) {
+    hn::StoreU(SumFour(hn::Load(df, sums[r][0]),
+                       hn::Load(df, sums[r][1]),
+                       hn::Load(df, sums[r][2]),
+                       hn::Load(df, sums[r][3])),
+               F32x4(),
+               out[r]);
   }
 }
 
