@@ -126,49 +126,6 @@ HWY_NOINLINE void DotBlockOf(const PackedRows& x,
   }
 }
 
-// Eight rows of more columns do not stay in the first cache while weights
-// stream by; four do.
-constexpr int64_t kInt8ColumnsMax = 2048;
-
-template <int kBits, bool kVnni, class Sink>
-HWY_NOINLINE void Int8DotBlock(const PackedRows& x,
-                               int64_t rows,
-                               const WeightView& w,
-                               int64_t begin,
-                               int64_t end,
-                               const Sink& sink) {
-  float sums[kInt8Rows][4];
-  for (int64_t r = 0; r < rows;) {
-    const float* tile[kInt8Rows];
-    for (int64_t i = 0; i < kInt8Rows; ++i) {
-      tile[i] = x.at(std::min(r + i, rows - 1));
-    }
-    const int64_t left = rows - r;
-    const int64_t most = w.cols > kInt8ColumnsMax ? 4 : 8;
-    const int64_t count = std::min<int64_t>(most,
-                                            left >= 8   ? 8
-                                            : left >= 4 ? 4
-                                            : left >= 2 ? 2
-                                                        : 1);
-    for (int64_t o = begin; o < end; o += 4) {
-      if (count == 8) {
-        Int8Tile<8, kBits, kVnni>(tile, w, o, end, sums);
-      } else if (count == 4) {
-        Int8Tile<4, kBits, kVnni>(tile, w, o, end, sums);
-      } else if (count == 2) {
-        Int8Tile<2, kBits, kVnni>(tile, w, o, end, sums);
-      } else {
-        Int8Tile<1, kBits, kVnni>(tile, w, o, end, sums);
-      }
-      for (int64_t i = 0; i < count; ++i) {
-        const V4 four = hn::LoadU(F32x4(), sums[i]);
-        sink(r + i, o, four, std::min<int64_t>(4, end - o));
-      }
-    }
-    r += count;
-  }
-}
-
 // sink(row, out, four sums, how many count) for every row and every out in
 // [begin, end) of w. x is packed for w: FormOf.
 template <class Sink>

@@ -2,11 +2,9 @@
 // Packed weights: the definition against hand-made numbers, the fast forms
 // against the definition.
 
-#include <algorithm>
 #include <cmath>
 #include <memory>
 
-#include "kernels/int8.h"
 #include "kernels/linear.h"
 #include "kernels/moe.h"
 #include "tests/parity/dense/fixture.h"
@@ -243,29 +241,6 @@ INSTANTIATE_TEST_SUITE_P(
              PackedFormats()[std::get<1>(info.param)].name +
              (int8 ? "_int8" : "");
     });
-
-// The definition of kernels/int8.h against numbers made by hand.
-TEST(RoundToInt8, BlocksOf32HaveAScaleOfTheirOwn) {
-  std::vector<float> x(64, 0.0f), out(64);
-  x[0] = 127.0f, x[1] = 0.5f, x[2] = 1.5f, x[3] = -63.4f;  // scale 1
-  x[32] = -254.0f, x[33] = 3.0f;                           // scale 2
-  RoundToInt8(x, out);
-  EXPECT_EQ(out[0], 127.0f);
-  EXPECT_EQ(out[1], 0.0f);  // ties to even
-  EXPECT_EQ(out[2], 2.0f);
-  EXPECT_EQ(out[3], -63.0f);
-  EXPECT_EQ(out[32], -254.0f);
-  EXPECT_EQ(out[33], 4.0f);
-  // Nothing but zeros, and numbers too small for a scale.
-  std::fill(x.begin(), x.end(), 1e-38f);
-  RoundToInt8(x, out);
-  for (const float v : out) EXPECT_EQ(v, 0.0f);
-  // What is not finite does not vanish.
-  x[40] = NAN;
-  RoundToInt8(x, out);
-  EXPECT_EQ(out[0], 0.0f);
-  for (size_t i = 32; i < 64; ++i) EXPECT_TRUE(std::isnan(out[i])) << i;
-}
 
 }  // namespace
 }  // namespace conclave::kernels
