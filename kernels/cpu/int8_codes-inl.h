@@ -15,6 +15,7 @@
 
 #include "hwy/highway.h"
 #include "kernels/cpu/affine_row-inl.h"
+#include "kernels/int8.h"
 #include "kernels/weight.h"
 
 HWY_BEFORE_NAMESPACE();

@@ -16,6 +16,7 @@
 #include "kernels/cpu/int8_codes-inl.h"
 #include "kernels/cpu/int8_row-inl.h"
 #include "kernels/cpu/pack-inl.h"
+#include "kernels/int8.h"
 #include "kernels/weight.h"
 
 // For lambdas that take sums by reference: a call would spill them.
