@@ -180,6 +180,8 @@ absl::Status ExpertStore::Prepare(const LoadRequest& request, Next* next) {
 
 absl::Status ExpertStore::Load(const LoadRequest& request,
                                const LoadReportFn& report) {
+  ASSIGN_OR_RETURN(const kernels::Activations activations,
+                   kernels::ParseActivations(request.activations));
   ASSIGN_OR_RETURN(const auto local, LocalCopy(request));
   Next next;
   RETURN_IF_ERROR(Prepare(request, &next));
@@ -212,7 +214,7 @@ absl::Status ExpertStore::Load(const LoadRequest& request,
   whole->generation = request.generation;
   whole->layers = request.shape.layers;
   whole->hidden = request.shape.hidden;
-  whole->activations = request.activations;
+  whole->activations = activations;
   whole->held = std::move(next.held);
   whole->held.merge(next.loading);
   for (const auto& [id, held] : whole->held) {

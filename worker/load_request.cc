@@ -72,8 +72,7 @@ absl::StatusOr<LoadRequest> ParseAssign(const v1::AssignRequest& request) {
   out.config_sha256 = absl::BytesToHexString(request.config_hash());
   out.peers.assign(request.peers().begin(), request.peers().end());
   out.verify_local = request.verify_local();
-  ASSIGN_OR_RETURN(out.activations,
-                   kernels::ParseActivations(request.activations()));
+  out.activations = request.activations();
   int32_t last = -1, slices = 0;
   for (const v1::ShardAssignment& from : request.shards()) {
     if (from.shard() <= last || from.shard() >= limits::kShardsMax) {

@@ -11,7 +11,6 @@
 #include "common/delivery/content_hash.h"
 #include "common/slices.h"
 #include "conclave/v1/control.pb.h"
-#include "kernels/context.h"
 
 namespace conclave::worker {
 
@@ -38,7 +37,7 @@ struct LoadRequest {
   std::vector<WantedShard> shards;  // ascending id
   std::vector<v1::Peer> peers;
   bool verify_local = false;
-  kernels::Activations activations = kernels::Activations::kF32;
+  std::string activations;  // kernels::ParseActivations's words
 };
 
 // InvalidArgument: too many shards, wrong order, impossible shape or storage.
