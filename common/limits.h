@@ -25,6 +25,9 @@ inline constexpr size_t kFrameBytesMax = size_t{192} << 20;
 // waits behind a large one.
 inline constexpr size_t kBulkFrameBytes = size_t{256} << 10;
 inline constexpr int32_t kShardsMax = 4096;
+// Threads that read weights, slices that a load has under way: enough to hide
+// a fast disk's and a link's latency.
+inline constexpr int32_t kReaders = 8;
 inline constexpr int32_t kWorkersMax = 256;
 inline constexpr int32_t kExpertsMax = 4096;
 inline constexpr int32_t kLayersMax = 1024;

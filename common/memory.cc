@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/strings/str_format.h"
 #include "common/buffer.h"
 
 namespace conclave {
@@ -55,6 +56,11 @@ uint64_t Sum(const uint64_t* from, int64_t count) {
 }
 
 }  // namespace
+
+std::string Gigabytes(uint64_t bytes) {
+  const double gb = static_cast<double>(bytes) / 1e9;
+  return absl::StrFormat("%.*f GB", gb < 10 ? 3 : 1, gb);
+}
 
 MemoryState MemoryNow() {
   MemoryState state{.total_bytes = PageBytes(_SC_PHYS_PAGES),

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 #include "common/clock.h"
 #include "common/thread_pool.h"
@@ -12,6 +13,9 @@ struct MemoryState {
   uint64_t total_bytes = 0;
   uint64_t free_bytes = 0;  // that a program can have: caches count as free
 };
+
+// "236.1 GB"; below ten with three digits, where a small model's differ.
+std::string Gigabytes(uint64_t bytes);
 
 // Of the machine, or of the control group where that has less. Zeros where the
 // system does not tell.

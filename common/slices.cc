@@ -71,6 +71,13 @@ absl::Status CheckShard(const Shard& shard, const ExpertShape& shape) {
 
 }  // namespace
 
+bool IsPartOf(const Slice& slice, const ExpertShape& shape) {
+  return Index(slice.layer) >= 0 && Index(slice.layer) < shape.layers &&
+         Index(slice.expert) >= 0 && Index(slice.expert) < shape.experts &&
+         slice.begin >= 0 && slice.begin < slice.end &&
+         slice.end <= shape.intermediate;
+}
+
 std::string ToString(const Slice& slice) {
   return absl::StrCat("layer ",
                       Index(slice.layer),

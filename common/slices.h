@@ -51,6 +51,10 @@ struct ExpertShape {
 // slice that breaks a rule ("layer 3, expert 7, columns [16, 40)").
 absl::Status Validate(const Placement& placement, const ExpertShape& shape);
 
+// Layer, expert and columns exist, and there is a column. Where columns may be
+// cut is another question (Validate).
+bool IsPartOf(const Slice& slice, const ExpertShape& shape);
+
 std::string ToString(const Slice& slice);
 
 }  // namespace conclave

@@ -94,9 +94,9 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(EngineParts parts) {
       static_cast<uint64_t>(sizes.kv_blocks * each.per_kv_block);
   impl->resident.state_bytes =
       static_cast<uint64_t>(sizes.state_slots * each.per_state_slot);
-  impl->metrics->Resident("dense", impl->resident.dense_bytes);
-  impl->metrics->Resident("kv", impl->resident.kv_bytes);
-  impl->metrics->Resident("state", impl->resident.state_bytes);
+  ShowResident(parts.metrics, "dense", impl->resident.dense_bytes);
+  ShowResident(parts.metrics, "kv", impl->resident.kv_bytes);
+  ShowResident(parts.metrics, "state", impl->resident.state_bytes);
   impl->parts = std::move(parts);
   Impl* raw = impl.get();
   std::unique_ptr<Engine> engine(new Engine(std::move(impl)));

@@ -33,8 +33,8 @@ void EngineMetrics::Ended(const std::string& outcome) {
       .Add();
 }
 
-void EngineMetrics::Resident(const std::string& part, uint64_t bytes) {
-  metrics_
+void ShowResident(Metrics* metrics, const std::string& part, uint64_t bytes) {
+  metrics
       ->AddGauge("conclave_resident_bytes",
                  "Memory of the coordinator by what it holds; kv and state "
                  "are reserved and become resident with use",

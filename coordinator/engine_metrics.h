@@ -8,6 +8,9 @@
 
 namespace conclave {
 
+// Memory of the coordinator; part: "dense", "experts", "kv" or "state".
+void ShowResident(Metrics* metrics, const std::string& part, uint64_t bytes);
+
 // The engine's series in /metrics.
 class EngineMetrics {
  public:
@@ -15,9 +18,6 @@ class EngineMetrics {
 
   // outcome: "stop", "length", "tool_calls", "cancelled" or "error".
   void Ended(const std::string& outcome);
-
-  // part: "dense", "kv" or "state".
-  void Resident(const std::string& part, uint64_t bytes);
 
   Counter prompt_tokens;
   Counter generated_tokens;

@@ -6,7 +6,6 @@
 #include <optional>
 
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_format.h"
 #include "common/delivery/deliver_frame.h"
 #include "common/delivery/slice_bytes.h"
 #include "common/log.h"
@@ -16,11 +15,6 @@ namespace conclave::worker {
 namespace {
 
 using checkpoint::Checkpoint;
-
-std::string Gigabytes(uint64_t bytes) {
-  const double gb = static_cast<double>(bytes) / 1e9;
-  return absl::StrFormat("%.*f GB", gb < 10 ? 3 : 1, gb);
-}
 
 absl::StatusOr<std::shared_ptr<HeldShard>> NewShard(const LoadRequest& request,
                                                     const WantedShard& wanted) {

@@ -28,23 +28,22 @@ absl::StatusOr<ExpertShape> ParseShape(const v1::ModelShape& from) {
 }
 
 absl::StatusOr<WantedSlice> ParseSlice(const v1::AssignRequest& request,
+                                       const ExpertShape& shape,
                                        const v1::SliceAssignment& from) {
   if (from.storage() < 0 || from.storage() >= request.storages_size()) {
     return absl::InvalidArgumentError(absl::StrCat(
         "assign: there is no storage ", from.storage(), " in the request"));
   }
-  if (from.begin() < 0 || from.begin() >= from.end() ||
-      from.end() > request.shape().intermediate()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("assign: ",
-                     ToString(delivery::FromProto(from)),
-                     ": is not part of the model"));
+  const Slice slice = delivery::FromProto(from);
+  if (!IsPartOf(slice, shape)) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "assign: ", ToString(slice), ": is not part of the model"));
   }
   WantedSlice out;
-  ASSIGN_OR_RETURN(out.layout,
-                   delivery::FromProto(request.storages(from.storage()),
-                                       from.end() - from.begin(),
-                                       request.shape().hidden()));
+  ASSIGN_OR_RETURN(
+      out.layout,
+      delivery::FromProto(
+          request.storages(from.storage()), slice.width(), shape.hidden));
   if (!from.sha256().empty()) {
     out.hash = delivery::HashFromBytes(from.sha256());
     if (!out.hash.has_value()) {
@@ -86,7 +85,8 @@ absl::StatusOr<LoadRequest> ParseAssign(const v1::AssignRequest& request) {
     slices += from.slices_size();
     for (const v1::SliceAssignment& slice : from.slices()) {
       to.shard.slices.push_back(delivery::FromProto(slice));
-      ASSIGN_OR_RETURN(WantedSlice wanted, ParseSlice(request, slice));
+      ASSIGN_OR_RETURN(WantedSlice wanted,
+                       ParseSlice(request, out.shape, slice));
       to.bytes += wanted.layout.bytes();
       to.slices.push_back(std::move(wanted));
     }

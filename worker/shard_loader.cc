@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/delivery/slice_bytes.h"
+#include "common/limits.h"
 #include "common/log.h"
 #include "common/parallel_tasks.h"
 #include "common/status_macros.h"
@@ -15,8 +16,6 @@ namespace {
 
 using delivery::ContentHash;
 
-// Slices under way at once: enough to hide a disk's and a link's latency.
-constexpr int32_t kStreams = 8;
 // Of a local copy, compared with the coordinator's: other weights under the
 // same configuration differ nearly everywhere.
 constexpr size_t kSample = 16;
@@ -68,7 +67,7 @@ absl::Status ShardLoader::Run() {
   if (parts_.local != nullptr) RETURN_IF_ERROR(CheckLocalCopy());
   if (parts_.local == nullptr) AskPeers();
   return ParallelTasks(
-      static_cast<int64_t>(tasks_.size()), kStreams, [this](int64_t i) {
+      static_cast<int64_t>(tasks_.size()), limits::kReaders, [this](int64_t i) {
         return Load(tasks_[static_cast<size_t>(i)]);
       });
 }
@@ -99,7 +98,8 @@ absl::Status ShardLoader::CheckLocalCopy() {
                      " holds other weights than the coordinator's checkpoint; "
                      "give both sides the same one, or this side none"));
   };
-  absl::Status status = ParallelTasks(static_cast<int64_t>(n), kStreams, check);
+  absl::Status status =
+      ParallelTasks(static_cast<int64_t>(n), limits::kReaders, check);
   std::erase_if(tasks_, [](const Task& t) { return t.held->done[t.i] != 0; });
   if (status.ok() || parts_.local_is_stated ||
       status.code() == absl::StatusCode::kCancelled) {

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "common/checkpoint/model_config.h"
 
-#include <openssl/sha.h>
-
 #include <algorithm>
 #include <array>
 #include <boost/json/array.hpp>
@@ -15,6 +13,7 @@
 #include "absl/strings/str_join.h"
 #include "common/checkpoint/json_fields.h"
 #include "common/checkpoint/model_config_keys.h"
+#include "common/checkpoint/sha256.h"
 #include "common/checkpoint/strict_json.h"
 #include "common/dtype.h"
 #include "common/limits.h"
@@ -251,15 +250,6 @@ absl::Status ReadRope(JsonFields& fields,
   return fields.status();
 }
 
-std::string Sha256Hex(std::string_view bytes) {
-  std::array<unsigned char, SHA256_DIGEST_LENGTH> digest;
-  SHA256(reinterpret_cast<const unsigned char*>(bytes.data()),
-         bytes.size(),
-         digest.data());
-  return absl::BytesToHexString(
-      {reinterpret_cast<const char*>(digest.data()), digest.size()});
-}
-
 // Columns of an expert that move together: those of one scale of down_proj.
 int32_t ColumnMultiple(const ModelConfig& c) {
   constexpr int32_t kFloat = 16;
@@ -333,7 +323,7 @@ absl::StatusOr<ModelConfig> ParseModelConfig(std::string_view text,
   fields.TokenIds("eos_token_id", config.vocab_size, config.eos_token_ids);
   RETURN_IF_ERROR(top.status());
   RETURN_IF_ERROR(fields.status());
-  config.config_sha256 = Sha256Hex(text);
+  config.config_sha256 = absl::BytesToHexString(Sha256(text));
   return config;
 }
 

@@ -20,12 +20,7 @@ absl::Status Check(const ExpertShape& shape, const Shard& shard) {
   };
   for (size_t i = 0; i < shard.slices.size(); ++i) {
     const Slice& slice = shard.slices[i];
-    if (Index(slice.layer) < 0 || Index(slice.layer) >= shape.layers ||
-        Index(slice.expert) < 0 || Index(slice.expert) >= shape.experts ||
-        slice.begin < 0 || slice.begin >= slice.end ||
-        slice.end > shape.intermediate) {
-      return bad(slice, "is not part of the model");
-    }
+    if (!IsPartOf(slice, shape)) return bad(slice, "is not part of the model");
     if (i == 0) continue;
     const Slice& before = shard.slices[i - 1];
     if (std::pair(before.layer, before.expert) >=

@@ -20,16 +20,18 @@ struct Place {
 
 absl::StatusOr<Place> Find(const Checkpoint& checkpoint, const Slice& slice) {
   const ModelConfig& config = checkpoint.config();
-  if (Index(slice.layer) < 0 ||
-      Index(slice.layer) >= config.num_hidden_layers ||
-      Index(slice.expert) < 0 || Index(slice.expert) >= config.num_experts ||
-      slice.begin < 0 || slice.begin >= slice.end ||
-      slice.end > config.moe_intermediate_size) {
+  // Not config.expert_shape(), which looks through all layers: this is asked
+  // for every slice.
+  const ExpertShape shape{.layers = config.num_hidden_layers,
+                          .experts = config.num_experts,
+                          .intermediate = config.moe_intermediate_size,
+                          .hidden = config.hidden_size};
+  if (!IsPartOf(slice, shape)) {
     return absl::InvalidArgumentError(
         absl::StrCat(ToString(slice), ": is not part of the model"));
   }
   Place out;
-  const int64_t hidden = config.hidden_size;
+  const int64_t hidden = shape.hidden;
   ASSIGN_OR_RETURN(
       out.expert,
       FindExpert(checkpoint,
@@ -43,20 +45,6 @@ absl::StatusOr<Place> Find(const Checkpoint& checkpoint, const Slice& slice) {
   ASSIGN_OR_RETURN(out.layout.up, LayoutOf(e.up, out.rows, kStacked));
   ASSIGN_OR_RETURN(out.layout.down, LayoutOf(e.down, out.columns, kStacked));
   return out;
-}
-
-absl::Status Read(const Checkpoint& checkpoint,
-                  const Linear& linear,
-                  const Cut& cut,
-                  const WeightLayout& stored,
-                  const WeightLayout& asked,
-                  const WeightSpans& out) {
-  if (stored != asked) {
-    return BadTensor(linear.weight,
-                     "its storage differs from that of the layer's other "
-                     "experts");
-  }
-  return ReadPart(checkpoint, linear, cut, asked, out);
 }
 
 }  // namespace
@@ -77,7 +65,12 @@ absl::Status ReadSlice(const Checkpoint& checkpoint,
                         const WeightLayout& stored,
                         const WeightLayout& asked,
                         const WeightSpans& to) {
-    return Read(checkpoint, linear, cut, stored, asked, to);
+    if (stored != asked) {
+      return BadTensor(linear.weight,
+                       "its storage differs from that of the layer's other "
+                       "experts");
+    }
+    return ReadPart(checkpoint, linear, cut, asked, to);
   };
   const Expert& e = place.expert;
   const SliceLayout& is = place.layout;

@@ -16,6 +16,7 @@
 #include "common/checkpoint/shard_weights.h"
 #include "common/clock.h"
 #include "common/delivery/slice_cache.h"
+#include "common/limits.h"
 #include "common/parallel_tasks.h"
 #include "common/status_macros.h"
 #include "common/version.h"
@@ -36,7 +37,6 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr size_t kReadBytes = size_t{16} << 20;  // as `dd bs=16M`
-constexpr int32_t kReaders = 8;
 
 struct Row {
   explicit Row(std::string name) : what(std::move(name)) {}
@@ -111,14 +111,11 @@ absl::Status Load(const std::string& folder, Row* row) {
   const Timer timer;
   ASSIGN_OR_RETURN(const auto checkpoint, checkpoint::Checkpoint::Open(folder));
   const Shard shard = AllExperts(checkpoint->config());
-  ASSIGN_OR_RETURN(
-      const auto experts,
-      checkpoint::LoadShards(*checkpoint, {&shard, 1}, kReaders, nullptr));
+  ASSIGN_OR_RETURN(const auto experts,
+                   checkpoint::LoadShards(
+                       *checkpoint, {&shard, 1}, limits::kReaders, nullptr));
   ASSIGN_OR_RETURN(const auto dense, model::LoadDenseWeights(*checkpoint));
-  row->bytes = static_cast<double>(experts[0].bytes);
-  for (const Buffer& buffer : dense.storage) {
-    row->bytes += static_cast<double>(buffer.size());
-  }
+  row->bytes = static_cast<double>(experts[0].bytes + dense.bytes());
   row->seconds.push_back(timer.Seconds());
   return absl::OkStatus();
 }
@@ -157,7 +154,9 @@ class Cached {
     const Timer timer;
     ASSIGN_OR_RETURN(weights_, checkpoint::RoomFor(shard, layouts_, shape_));
     RETURN_IF_ERROR(ParallelTasks(
-        static_cast<int64_t>(layouts_.size()), kReaders, [&](int64_t task) {
+        static_cast<int64_t>(layouts_.size()),
+        limits::kReaders,
+        [&](int64_t task) {
           const auto i = static_cast<size_t>(task);
           return cache_->Read(hashes_[i], layouts_[i], weights_.Part(i));
         }));

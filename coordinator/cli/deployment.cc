@@ -13,6 +13,8 @@
 #include "coordinator/cli/progress.h"
 #include "coordinator/cluster/placement.h"
 #include "coordinator/delivery/supply.h"
+#include "coordinator/engine.h"
+#include "coordinator/engine_metrics.h"
 #include "coordinator/experts/local_experts.h"
 #include "coordinator/experts/local_shards.h"
 #include "coordinator/experts/remote_experts.h"
@@ -24,7 +26,8 @@ struct Deployment::Impl {
   kernels::Activations activations = kernels::Activations::kF32;
   std::unique_ptr<checkpoint::Checkpoint> checkpoint;
   Placement placement;
-  std::string how;  // it came to be
+  std::string how;           // it came to be
+  model::StateSizes caches;  // zeros without an engine
   std::unique_ptr<Progress> progress;
   std::unique_ptr<ThreadPool> pool;
   std::unique_ptr<experts::LocalShards> shards;  // the coordinator's own
@@ -119,12 +122,16 @@ absl::StatusOr<std::unique_ptr<Deployment>> Deployment::Create(
       kernels::ParseActivations(config.coordinator().activations()));
   ASSIGN_OR_RETURN(impl->checkpoint,
                    checkpoint::Checkpoint::Open(config.model()));
+  const checkpoint::ModelConfig& model = impl->checkpoint->config();
+  // Once, for placement, check and engine: free memory changes.
+  if (options.with_engine) impl->caches = CachesFor(config.limits(), model);
+  const CacheBytes caches = CachesOf(impl->caches, model);
   ASSIGN_OR_RETURN(Placing placing,
-                   DecidePlacement(config, *impl->checkpoint, options.caches));
+                   DecidePlacement(config, *impl->checkpoint, caches));
   impl->placement = std::move(placing.placement);
   impl->how = std::move(placing.how);
-  RETURN_IF_ERROR(CheckFits(
-      *impl->checkpoint, impl->placement, options.caches, options.memory()));
+  RETURN_IF_ERROR(
+      CheckFits(*impl->checkpoint, impl->placement, caches, options.memory()));
   int32_t threads = options.threads;
   if (threads <= 0) threads = config.coordinator().threads();
   if (threads <= 0) threads = AvailableCores();
@@ -133,9 +140,7 @@ absl::StatusOr<std::unique_ptr<Deployment>> Deployment::Create(
   impl->pool = std::make_unique<ThreadPool>(threads, SpinOf(config, threads));
   RETURN_IF_ERROR(config.workers_size() == 0 ? impl->MakeLocal(options)
                                              : impl->MakeRemote(options));
-  options.metrics
-      ->AddGauge("conclave_resident_bytes", "", {{"part", "experts"}})
-      .Set(static_cast<double>(impl->shards->bytes()));
+  ShowResident(options.metrics, "experts", impl->shards->bytes());
   return std::unique_ptr<Deployment>(new Deployment(std::move(impl)));
 }
 
@@ -150,6 +155,7 @@ ThreadPool* Deployment::pool() { return impl_->pool.get(); }
 kernels::Activations Deployment::activations() const {
   return impl_->activations;
 }
+model::StateSizes Deployment::caches() const { return impl_->caches; }
 
 absl::Status Deployment::Ready() const {
   return impl_->cluster == nullptr ? absl::OkStatus() : impl_->cluster->Ready();

@@ -33,7 +33,7 @@ class Deployment {
     Clock* clock = nullptr;
     Metrics* metrics = nullptr;
     bool show_progress = true;  // of loading, on standard error
-    CacheBytes caches;          // that the engine will take
+    bool with_engine = false;   // its caches take memory, too
     std::function<MemoryState()> memory = MemoryNow;
   };
 
@@ -48,6 +48,8 @@ class Deployment {
   experts::Experts* experts();
   ThreadPool* pool();
   kernels::Activations activations() const;
+  // Sizes for the engine: by them experts were placed and memory checked.
+  model::StateSizes caches() const;
   // OK, or which worker is missing, with phase and last error.
   absl::Status Ready() const;
   // Waits for the workers and shows how far they are; Ready() at the end.

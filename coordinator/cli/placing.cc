@@ -7,19 +7,12 @@
 #include "common/checkpoint/shard_weights.h"
 #include "common/status_macros.h"
 #include "coordinator/cli/plan_request.h"
-#include "coordinator/cli/table.h"
 #include "coordinator/cluster/placement.h"
 #include "coordinator/engine.h"
 #include "coordinator/planner/plan.h"
 
 namespace conclave::cli {
 namespace {
-
-// Fixed with three digits below ten: a small model's numbers differ, too.
-std::string Gb(uint64_t bytes) {
-  const double gb = static_cast<double>(bytes) / 1e9;
-  return absl::StrCat(Fixed(gb, gb < 10 ? 3 : 1), " GB");
-}
 
 bool StatesShares(const v1::ClusterConfig& config) {
   const v1::Placement& p = config.placement();
@@ -117,17 +110,17 @@ absl::Status CheckFits(const checkpoint::Checkpoint& checkpoint,
   }
   return absl::ResourceExhaustedError(
       absl::StrCat("the coordinator needs ",
-                   Gb(needed),
+                   Gigabytes(needed),
                    ", ",
-                   Gb(memory.free_bytes),
+                   Gigabytes(memory.free_bytes),
                    " free (experts ",
-                   Gb(experts),
+                   Gigabytes(experts),
                    ", other weights ",
-                   Gb(dense),
+                   Gigabytes(dense),
                    ", keys and values ",
-                   Gb(caches.kv),
+                   Gigabytes(caches.kv),
                    ", states ",
-                   Gb(caches.state),
+                   Gigabytes(caches.state),
                    "); give workers more of the experts, take a format with "
                    "fewer bits, or lower limits.max_context, max_sequences or "
                    "kv_tokens"));

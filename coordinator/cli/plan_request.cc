@@ -2,6 +2,7 @@
 #include "coordinator/cli/plan_request.h"
 
 #include <algorithm>
+#include <memory>
 
 #include "absl/flags/flag.h"
 #include "absl/strings/str_cat.h"
@@ -173,13 +174,14 @@ absl::Status CheckContext(Request* r) {
                    r->shape.max_position_embeddings));
 }
 
-// What `conclave serve` would do with this file.
-absl::Status UsePlacement(const v1::ClusterConfig& config, PlanRequest* plan) {
+// What `conclave serve` would do with this file. `checkpoint`: null where shape
+// or format is another.
+absl::Status UsePlacement(const v1::ClusterConfig& config,
+                          const checkpoint::Checkpoint* checkpoint,
+                          PlanRequest* plan) {
   const Request& r = plan->request;
   if (config.workers_size() == 0) return absl::OkStatus();
-  if (r.held.has_value()) {
-    ASSIGN_OR_RETURN(const auto checkpoint,
-                     checkpoint::Checkpoint::Open(config.model()));
+  if (checkpoint != nullptr) {
     plan->caches = CachesOf(CachesFor(config.limits(), r.shape), r.shape);
     auto placing = DecidePlacement(config, *checkpoint, *plan->caches);
     if (absl::IsResourceExhausted(placing.status())) {
@@ -200,14 +202,16 @@ absl::Status UsePlacement(const v1::ClusterConfig& config, PlanRequest* plan) {
   return absl::OkStatus();
 }
 
-absl::Status FormatAndShape(const v1::ClusterConfig& config, Request* r) {
+// Null: the model is not as a checkpoint has it.
+absl::StatusOr<std::unique_ptr<checkpoint::Checkpoint>> FormatAndShape(
+    const v1::ClusterConfig& config, Request* r) {
   const std::string shape = absl::GetFlag(FLAGS_shape);
   std::string format = absl::GetFlag(FLAGS_format);
   if (shape.empty()) {
-    ASSIGN_OR_RETURN(const auto checkpoint,
+    ASSIGN_OR_RETURN(auto checkpoint,
                      checkpoint::Checkpoint::Open(config.model()));
     RETURN_IF_ERROR(DescribeModel(*checkpoint, r));
-    if (format.empty()) return absl::OkStatus();
+    if (format.empty()) return checkpoint;
     r->held.reset();  // as if it were in the other format
   } else {
     ASSIGN_OR_RETURN(r->shape, planner::ShapeOf(shape));
@@ -217,7 +221,7 @@ absl::Status FormatAndShape(const v1::ClusterConfig& config, Request* r) {
         "--shape needs --format, e.g. --format mlx4");
   }
   ASSIGN_OR_RETURN(r->format, planner::ParseFormat(format));
-  return absl::OkStatus();
+  return std::unique_ptr<checkpoint::Checkpoint>();
 }
 
 }  // namespace
@@ -275,13 +279,13 @@ absl::StatusOr<PlanRequest> PlanRequestFromFlags() {
     }
     ASSIGN_OR_RETURN(config, ConfigFromFlags());
   }
-  RETURN_IF_ERROR(FormatAndShape(config, &r));
+  ASSIGN_OR_RETURN(const auto checkpoint, FormatAndShape(config, &r));
   if (cluster) {
     const std::string links = absl::GetFlag(FLAGS_links);
     RETURN_IF_ERROR(
         UseNodes(config, links.empty() ? config.links() : links, &plan));
     // By what the file itself says: that is what serve reads.
-    RETURN_IF_ERROR(UsePlacement(config, &plan));
+    RETURN_IF_ERROR(UsePlacement(config, checkpoint.get(), &plan));
   } else if (!absl::GetFlag(FLAGS_links).empty()) {
     return absl::InvalidArgumentError(
         "--links goes with --config FILE, whose workers it measured");

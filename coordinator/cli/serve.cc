@@ -104,11 +104,7 @@ absl::Status StartEngine(const v1::ClusterConfig& config,
   options.backend = backend;
   options.clock = RealClock();
   options.metrics = &service.metrics;
-  // The same numbers for placement, check and engine: free memory changes.
-  ASSIGN_OR_RETURN(const auto model,
-                   checkpoint::Checkpoint::Open(config.model()));
-  const model::StateSizes caches = CachesFor(config.limits(), model->config());
-  options.caches = CachesOf(caches, model->config());
+  options.with_engine = true;
   ASSIGN_OR_RETURN(service.deployment, Deployment::Create(config, options));
   Deployment* deployment = service.deployment.get();
   ASSIGN_OR_RETURN(
@@ -122,7 +118,7 @@ absl::Status StartEngine(const v1::ClusterConfig& config,
            .clock = RealClock(),
            .metrics = &service.metrics,
            .limits = config.limits(),
-           .caches = caches,
+           .caches = deployment->caches(),
            .soft_switches = !config.coordinator().soft_switches_off(),
            .ready = [deployment] { return deployment->Ready(); }}));
   return absl::OkStatus();

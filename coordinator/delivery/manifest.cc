@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "coordinator/delivery/manifest.h"
 
-#include <openssl/sha.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -12,9 +11,11 @@
 #include <iterator>
 #include <set>
 #include <string_view>
+#include <tuple>
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
+#include "common/checkpoint/sha256.h"
 #include "common/log.h"
 
 namespace conclave::delivery {
@@ -22,21 +23,17 @@ namespace {
 
 namespace fs = std::filesystem;
 
+using checkpoint::Sha256;
+
 constexpr std::string_view kMagic = "conclave manifest 1\n";
+
+constexpr size_t kDigestBytes = std::tuple_size_v<ContentHash>;
 
 struct Record {
   std::array<int32_t, 4> slice;  // layer, expert, begin, end
   ContentHash hash;
 };
 static_assert(sizeof(Record) == 48);
-
-std::string Sha256(std::string_view bytes) {
-  std::string out(SHA256_DIGEST_LENGTH, '\0');
-  SHA256(reinterpret_cast<const unsigned char*>(bytes.data()),
-         bytes.size(),
-         reinterpret_cast<unsigned char*>(out.data()));
-  return out;
-}
 
 std::string SourceOf(const checkpoint::Checkpoint& checkpoint) {
   std::error_code error;
@@ -94,12 +91,12 @@ void Manifest::Read() {
   std::ifstream in(path_, std::ios::binary);
   if (!in) return;
   const std::string text(std::istreambuf_iterator<char>(in), {});
-  const size_t overhead = kMagic.size() + SHA256_DIGEST_LENGTH;
+  const size_t overhead = kMagic.size() + kDigestBytes;
   const std::string_view all = text;
   if (all.size() < overhead || !all.starts_with(kMagic) ||
       (all.size() - overhead) % sizeof(Record) != 0 ||
-      Sha256(all.substr(0, all.size() - SHA256_DIGEST_LENGTH)) !=
-          all.substr(all.size() - SHA256_DIGEST_LENGTH)) {
+      Sha256(all.substr(0, all.size() - kDigestBytes)) !=
+          all.substr(all.size() - kDigestBytes)) {
     log::Warning(absl::StrCat(
         "manifest: ", path_, " is damaged; hashes are computed again"));
     return;

@@ -6,16 +6,11 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/check.h"
+#include "common/limits.h"
 #include "common/status_macros.h"
 #include "coordinator/experts/rows.h"
 
 namespace conclave::experts {
-namespace {
-
-// Threads that read: enough to keep a fast disk busy.
-constexpr int32_t kReaders = 8;
-
-}  // namespace
 
 absl::StatusOr<std::unique_ptr<LocalShards>> LocalShards::Load(
     const checkpoint::Checkpoint& checkpoint,
@@ -29,7 +24,7 @@ absl::StatusOr<std::unique_ptr<LocalShards>> LocalShards::Load(
   }
   ASSIGN_OR_RETURN(
       std::vector<checkpoint::ShardWeights> weights,
-      checkpoint::LoadShards(checkpoint, shards, kReaders, progress));
+      checkpoint::LoadShards(checkpoint, shards, limits::kReaders, progress));
   return std::make_unique<LocalShards>(std::move(weights),
                                        checkpoint.config().hidden_size);
 }

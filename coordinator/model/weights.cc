@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/checkpoint/linear.h"
 #include "common/checkpoint/tensor_check.h"
+#include "common/limits.h"
 #include "common/parallel_tasks.h"
 #include "common/status_macros.h"
 
@@ -20,7 +21,6 @@ using kernels::WeightView;
 
 // Read at once; several are under way at a time.
 constexpr uint64_t kReadBytes = uint64_t{8} << 20;
-constexpr int32_t kReaders = 8;
 
 // A matrix, or some of its rows, that still has to be read.
 struct Read {
@@ -244,7 +244,7 @@ absl::StatusOr<DenseWeights> LoadDenseWeights(
     RETURN_IF_ERROR(LoadMoe(config, &reader, &layer));
   }
   RETURN_IF_ERROR(ParallelTasks(
-      static_cast<int64_t>(reads.size()), kReaders, [&](int64_t i) {
+      static_cast<int64_t>(reads.size()), limits::kReaders, [&](int64_t i) {
         return reads[static_cast<size_t>(i)].Run(checkpoint);
       }));
   return out;

@@ -21,18 +21,7 @@ v1::AssignRequest AssignmentOf(const Placement& placement, WorkerId worker) {
   request.set_model(TinyModel().folder());
   request.set_config_hash(
       absl::HexStringToBytes(TinyModel().config().config_sha256));
-  for (size_t i = 0; i < placement.shards.size(); ++i) {
-    if (placement.holder[i] != worker) continue;
-    auto* shard = request.add_shards();
-    shard->set_shard(static_cast<int32_t>(i));
-    for (const Slice& slice : placement.shards[i].slices) {
-      auto* out = shard->add_slices();
-      out->set_layer(Index(slice.layer));
-      out->set_expert(Index(slice.expert));
-      out->set_begin(slice.begin);
-      out->set_end(slice.end);
-    }
-  }
+  cluster::AddShards(placement, worker, request);
   EXPECT_TRUE(delivery::DescribeSlices(TinyModel(), &request).ok());
   return request;
 }

@@ -77,6 +77,20 @@ size_t FollowGreedy(testing::ModelRunner& runner,
   return ids.size();
 }
 
+// A whole prompt at once; the logits of its last `rows` tokens.
+std::vector<float> LastLogits(testing::ModelRunner& runner,
+                              testing::ModelRunner::Sequence* sequence,
+                              const std::vector<int32_t>& ids,
+                              size_t rows) {
+  const auto logits =
+      runner.Step({{.sequence = sequence,
+                    .tokens = ids,
+                    .prefill = true,
+                    .logits_from = static_cast<int32_t>(ids.size() - rows)}});
+  EXPECT_TRUE(logits.ok()) << logits.status();
+  return logits.ok() ? (*logits)[0] : std::vector<float>();
+}
+
 size_t UntilCloseCall(const std::vector<float>& gaps) {
   return std::find_if(gaps.begin(),
                       gaps.end(),
@@ -111,14 +125,8 @@ TEST_P(FormatGolden, LogitsAndGreedyTokens) {
       const auto want = golden.Floats(prompt + ".logits");
       const size_t vocab = model->config().vocab_size;
       auto sequence = process.runner->Open(0);
-      const auto logits =
-          process.runner->Step({{.sequence = &sequence,
-                                 .tokens = ids,
-                                 .prefill = true,
-                                 .logits_from = static_cast<int32_t>(
-                                     ids.size() - want.size() / vocab)}});
-      ASSERT_TRUE(logits.ok()) << logits.status();
-      const std::vector<float>& got = (*logits)[0];
+      const std::vector<float> got =
+          LastLogits(*process.runner, &sequence, ids, want.size() / vocab);
       ASSERT_EQ(got.size(), want.size());
       EXPECT_LE(testing::RelativeError(got.data(), want.data(), got.size()),
                 tolerance.logits)
@@ -187,14 +195,9 @@ TEST_P(RoundedActivations, StayNearTheReference) {
   testing::SingleProcess process(
       kernels::Backend::kCpu, {}, 2, *model, kernels::Activations::kInt8);
   auto sequence = process.runner->Open(0);
-  const auto logits =
-      process.runner->Step({{.sequence = &sequence,
-                             .tokens = ids,
-                             .prefill = true,
-                             .logits_from = static_cast<int32_t>(
-                                 ids.size() - want.size() / vocab)}});
-  ASSERT_TRUE(logits.ok()) << logits.status();
-  const std::vector<float>& got = (*logits)[0];
+  const std::vector<float> got =
+      LastLogits(*process.runner, &sequence, ids, want.size() / vocab);
+  ASSERT_EQ(got.size(), want.size());
   const double error =
       testing::RelativeError(got.data(), want.data(), got.size());
   std::cout << source << " " << format << ": relative error " << error << "\n";

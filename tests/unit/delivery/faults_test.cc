@@ -47,9 +47,7 @@ TEST_F(DeliveryTest, APeerThatServesWrongBytesIsNotUsed) {
   MustLoad(old, Request(0, 1));  // the rest lies in its cache alone
   for (const auto& file : CacheFiles(Folder("old"))) FlipByte(file, 100);
   v1::AssignRequest request = Request();
-  v1::Peer* peer = request.add_peers();
-  peer->set_name("w0");
-  peer->set_address(old.address());
+  AddPeer("w0", old.address(), &request);
   const v1::LoadProgress last = MustLoad(young, request);
   EXPECT_EQ(last.peer_bytes() + last.coordinator_bytes(), kAllBytes);
   EXPECT_GE(last.coordinator_bytes(), kAllBytes - 4 * kSliceBytes);
@@ -64,9 +62,7 @@ TEST_F(DeliveryTest, APeerThatDiesMidwayIsReplaced) {
     return absl::UnavailableError("gone");
   });
   v1::AssignRequest request = Request();
-  v1::Peer* peer = request.add_peers();
-  peer->set_name("w0");
-  peer->set_address(old.address());
+  AddPeer("w0", old.address(), &request);
   const v1::LoadProgress last = MustLoad(young, request);
   EXPECT_EQ(last.peer_bytes(), 5 * kSliceBytes);
   EXPECT_EQ(last.coordinator_bytes(), kAllBytes - 5 * kSliceBytes);

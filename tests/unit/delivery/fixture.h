@@ -46,6 +46,13 @@ class DeliveryTest : public ::testing::Test {
     AddShard(*checkpoint_, 0, begin, end, &request);
     return request;
   }
+  static void AddPeer(const std::string& name,
+                      const std::string& address,
+                      v1::AssignRequest* request) {
+    v1::Peer* peer = request->add_peers();
+    peer->set_name(name);
+    peer->set_address(address);
+  }
   // Loads and compares every byte; the progress at the end.
   v1::LoadProgress MustLoad(Node& node, const v1::AssignRequest& request) {
     v1::LoadProgress last;

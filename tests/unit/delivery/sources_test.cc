@@ -68,9 +68,7 @@ TEST_F(DeliveryTest, PeersServeWhatTheyHold) {
   Node old("w0"), young("w1");
   MustLoad(old, Request());
   v1::AssignRequest request = Request();
-  v1::Peer* peer = request.add_peers();
-  peer->set_name("w0");
-  peer->set_address(old.address());
+  AddPeer("w0", old.address(), &request);
   const v1::LoadProgress last = MustLoad(young, request);
   EXPECT_EQ(last.peer_bytes(), kAllBytes);
   // And from its cache, when it holds others now.
@@ -92,9 +90,7 @@ TEST_F(DeliveryTest, ThoseWhoCannotServeAreNoPeers) {
        {std::pair<std::string, std::string>{"w9", old.address()},
         {"w8", "127.0.0.1:1"},
         {"w1", young.address()}}) {
-    v1::Peer* peer = request.add_peers();
-    peer->set_name(name);
-    peer->set_address(address);
+    AddPeer(name, address, &request);
   }
   EXPECT_EQ(MustLoad(young, request).coordinator_bytes(), kAllBytes);
 }
