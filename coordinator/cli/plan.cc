@@ -162,8 +162,9 @@ void Print(const PlanRequest& asked, const std::vector<Case>& cases) {
   std::cout << planner::Name(r.format) << ": checkpoint " << files.Total()
             << " bytes with vision; resident "
             << held.embedding + held.dense + held.experts
-            << " bytes without vision, MTP " << held.mtp << " bytes\n"
-            << "KV " << planner::KvBytesPerToken(r.shape, r.kv_element_bytes)
+            << " bytes without vision\nMTP " << held.mtp
+            << " bytes, not loaded\nKV "
+            << planner::KvBytesPerToken(r.shape, r.kv_element_bytes)
             << " bytes a token, GDN state "
             << planner::StateBytes(r.shape, r.state_element_bytes)
             << " bytes a sequence; one expert " << held.expert << " bytes\n";

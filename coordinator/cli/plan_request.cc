@@ -15,7 +15,10 @@
 #include "coordinator/engine.h"
 
 ABSL_FLAG(std::string, shape, "", "35b-a3b, 122b-a10b or 397b-a17b");
-ABSL_FLAG(std::string, format, "", "bf16, fp8, gptq-int4, mlx4 or mlx8");
+ABSL_FLAG(std::string,
+          format,
+          "",
+          "bf16, fp8, gptq-int4, mlx3, mlx4, mlx5, mlx6 or mlx8");
 ABSL_FLAG(std::string,
           nodes,
           "",

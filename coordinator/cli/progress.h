@@ -21,13 +21,18 @@ class Progress {
   void Update(const std::string& name, uint64_t done, uint64_t total);
 
  private:
+  // One load; `begin` bytes of it were there when it began.
   struct Row {
     std::string name;
+    uint64_t begin = 0;
     uint64_t done = 0;
     uint64_t total = 0;
-    absl::Time start;
-    absl::Time end;
+    absl::Time start = absl::InfinitePast();
+    absl::Time end = absl::InfinitePast();    // now, or of its last bytes
+    absl::Time shown = absl::InfinitePast();  // as a log line
   };
+  // Takes news of a load; true: they end it.
+  static bool Note(uint64_t done, uint64_t total, absl::Time now, Row& row);
   void Draw() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   std::string Line(const Row& row) const;
 
@@ -37,7 +42,7 @@ class Progress {
   absl::Mutex mutex_;
   std::vector<Row> rows_ ABSL_GUARDED_BY(mutex_);
   size_t drawn_ ABSL_GUARDED_BY(mutex_) = 0;  // lines on the screen
-  absl::Time last_ ABSL_GUARDED_BY(mutex_);
+  absl::Time drawn_at_ ABSL_GUARDED_BY(mutex_) = absl::InfinitePast();
 };
 
 }  // namespace conclave::cli

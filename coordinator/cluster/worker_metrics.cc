@@ -54,9 +54,10 @@ void WorkerMetrics::Set(const WorkerState& state) {
   load_total_.Set(static_cast<double>(state.bytes_total));
   const double seconds =
       absl::ToDoubleSeconds(state.load_news - state.load_began);
-  const double rate = seconds > 0 && state.bytes_done > 0
-                          ? static_cast<double>(state.bytes_done) / seconds
-                          : 0;
+  // Bytes that it held already cost no time.
+  const uint64_t moved = state.local_bytes + state.cache_bytes +
+                         state.peer_bytes + state.coordinator_bytes;
+  const double rate = seconds > 0 ? static_cast<double>(moved) / seconds : 0;
   load_rate_.Set(rate);
   const auto left = static_cast<double>(state.bytes_total - state.bytes_done);
   load_left_.Set(rate > 0 ? left / rate : 0);

@@ -113,6 +113,7 @@ def test_plan_prints_what_fits_and_how_fast():
                 "--sequences", "1,8")
     assert reply.returncode == 0, reply.stderr
     assert "223860768352" in reply.stdout
+    assert "\nMTP 0 bytes" in reply.stdout
     assert "m3-ultra-96#3" in reply.stdout and "exchange" in reply.stdout
 
 
@@ -136,6 +137,19 @@ def test_plan_says_what_does_not_fit():
     assert run("plan").returncode == 1
     unknown = run("plan", "--shape", "7b", "--format", "mlx4", "--nodes", "h1")
     assert "397b-a17b" in unknown.stderr
+
+
+@pytest.mark.parametrize("file,shape,form,node", [
+    ("four-mac-studios", "397b-a17b", "mlx4", "studio-3"),
+    ("four-mac-studios", "122b-a10b", "bf16", "studio-3"),
+    ("mixed", "122b-a10b", "mlx4", "book-2"),
+    ("mixed", "397b-a17b", "mlx4", "book-2")])
+def test_plan_of_the_examples_without_a_checkpoint(file, shape, form, node):
+    """As docs/planning.md has it."""
+    reply = run("plan", "--config", ROOT / f"deploy/config/{file}.yaml",
+                "--shape", shape, "--format", form, "--sequences", "1")
+    assert reply.returncode == 0, reply.stderr
+    assert node in reply.stdout
 
 
 def test_plan_of_a_cluster_file(tmp_path):

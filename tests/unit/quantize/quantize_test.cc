@@ -3,6 +3,8 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <signal.h>
+#include <sys/resource.h>
 
 #include <cmath>
 #include <filesystem>
@@ -22,6 +24,7 @@ namespace {
 
 using checkpoint::Checkpoint;
 using checkpoint::QuantFormat;
+using ::testing::AllOf;
 using ::testing::HasSubstr;
 
 class QuantizeTest : public ::testing::Test {
@@ -211,6 +214,24 @@ TEST_F(QuantizeTest, ABrokenSourceLeavesNoModel) {
   }
   const auto status = Convert(*Open("source"), "mlx8", "out");
   EXPECT_THAT(std::string(status.message()), HasSubstr("FP8 NaN"));
+  EXPECT_FALSE(std::filesystem::exists(Folder("out") / "config.json"));
+}
+
+TEST_F(QuantizeTest, AFullDiskIsNamedAndLeavesNoModel) {
+  testing::WriteCheckpoint(Folder("source"), Small(QuantFormat::kNone));
+  const auto source = Open("source");
+  // Files may not grow any further: writes end half way.
+  signal(SIGXFSZ, SIG_IGN);
+  rlimit before = {};
+  getrlimit(RLIMIT_FSIZE, &before);
+  rlimit small = before;
+  small.rlim_cur = 64 << 10;
+  setrlimit(RLIMIT_FSIZE, &small);
+  const absl::Status status = Convert(*source, "mlx8", "out");
+  setrlimit(RLIMIT_FSIZE, &before);
+  EXPECT_THAT(std::string(status.message()),
+              AllOf(HasSubstr("out/model-00001-of-"),
+                    HasSubstr("cannot be written (File too large)")));
   EXPECT_FALSE(std::filesystem::exists(Folder("out") / "config.json"));
 }
 
