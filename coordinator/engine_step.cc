@@ -110,10 +110,11 @@ absl::Status Engine::Impl::RunStep(const StepPlan& plan) {
       logit_rows.push_back(p.row_begin + r);
     }
   }
-  ASSIGN_OR_RETURN(
-      const model::StepOutput output,
-      decoder->Run(
-          {.sequences = sequences, .rows = plan.rows}, tokens, logit_rows));
+  ASSIGN_OR_RETURN(const model::StepOutput output,
+                   decoder->Run({.sequences = sequences, .rows = plan.rows},
+                                tokens,
+                                logit_rows,
+                                nullptr));
   scheduler->Advance(plan);
   metrics->steps.Add();
   metrics->step_seconds.Observe(

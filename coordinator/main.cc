@@ -4,6 +4,7 @@
 #include "coordinator/cli/bench_decode.h"
 #include "coordinator/cli/bench_exchange.h"
 #include "coordinator/cli/bench_load.h"
+#include "coordinator/cli/bench_shape.h"
 #include "coordinator/cli/chat.h"
 #include "coordinator/cli/command.h"
 #include "coordinator/cli/doctor.h"
@@ -20,6 +21,7 @@ int main(int argc, char** argv) {
                                cli::QuantizeCommand(),
                                cli::BenchDecodeCommand(),
                                cli::BenchExchangeCommand(),
-                               cli::BenchLoadCommand()};
+                               cli::BenchLoadCommand(),
+                               cli::BenchPrefillCommand()};
   return cli::Dispatch("conclave", commands, argc, argv);
 }

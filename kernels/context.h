@@ -16,8 +16,10 @@ namespace conclave::kernels {
 
 // Which implementation of a block runs. kCpuPlain is the oracle: loops in
 // float32, one thread, no tricks. kCpu is the fast twin (Highway, run-time
-// dispatch, threads). CUDA and Metal come with their own issues.
-enum class Backend : uint8_t { kCpuPlain, kCpu };
+// dispatch, threads). kCuda runs the blocks of kernels/device_*.h, whose
+// operands lie on the GPU: those of this folder that take a Context do not know
+// it. Metal comes with its own issue.
+enum class Backend : uint8_t { kCpuPlain, kCpu, kCuda };
 
 // Scratch memory of the blocks: a bump allocator that grows to the largest
 // step and then stays. Memory is 64-byte aligned and not initialised. Used by

@@ -5,11 +5,13 @@
 #include <iostream>
 #include <memory>
 
+#include "absl/flags/declare.h"
 #include "absl/flags/flag.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "common/status_macros.h"
 #include "common/version.h"
+#include "coordinator/cli/bench_shape.h"
 #include "coordinator/cli/deployment.h"
 #include "coordinator/cli/flags.h"
 #include "coordinator/cli/made_up_steps.h"
@@ -23,6 +25,8 @@ ABSL_FLAG(std::string,
 ABSL_FLAG(int32_t, steps, 64, "decode steps of one measurement");
 ABSL_FLAG(int32_t, prefill, 512, "tokens of the prefill measurement");
 ABSL_FLAG(int32_t, repeats, 5, "measurements of each case; medians are shown");
+
+ABSL_DECLARE_FLAG(std::string, shape);
 
 namespace conclave::cli {
 namespace {
@@ -188,7 +192,8 @@ absl::Status Bench() {
 }
 
 int Run(const std::vector<std::string>&) {
-  const absl::Status status = Bench();
+  const absl::Status status =
+      absl::GetFlag(FLAGS_shape).empty() ? Bench() : BenchShapeDecode();
   return status.ok() ? 0 : Fail("bench decode", status);
 }
 
@@ -197,13 +202,15 @@ int Run(const std::vector<std::string>&) {
 Command BenchDecodeCommand() {
   return {.name = "bench decode",
           .summary = "Decode and prefill speed on this machine.",
-          .usage = "bench decode (--model DIR | --config FILE)",
+          .usage = "bench decode (--model DIR | --config FILE | --shape SHAPE)",
           .examples =
               "  conclave bench decode --model DIR\n"
               "  conclave bench decode --model DIR --sequences 1,8,16 "
               "--bench-threads 2 --backends cpu\n"
               "  conclave bench decode --config cluster.yaml --backends cpu   "
-              "# its workers must run\n",
+              "# its workers must run\n"
+              "  conclave bench decode --shape 122b-a10b --weights synthetic "
+              "--format mlx4 --batch 1,8,32 --context 16384   # on a GPU\n",
           .flags = {"model",
                     "config",
                     "sequences",
@@ -213,6 +220,12 @@ Command BenchDecodeCommand() {
                     "context",
                     "prefill",
                     "repeats",
+                    "shape",
+                    "format",
+                    "weights",
+                    "batch",
+                    "layers",
+                    "kv_dtype",
                     "simd",
                     "activations",
                     "log_level"},

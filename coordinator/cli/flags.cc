@@ -74,13 +74,14 @@ absl::StatusOr<kernels::Backend> BackendFromFlags(const std::string& simd) {
 }
 
 absl::StatusOr<std::vector<int32_t>> Counts(const std::string& list,
-                                            const std::string& fallback) {
+                                            const std::string& fallback,
+                                            int32_t max) {
   std::vector<int32_t> out;
   for (const auto& word : absl::StrSplit(list.empty() ? fallback : list, ',')) {
     int32_t value = 0;
-    if (!absl::SimpleAtoi(word, &value) || value < 1 || value > 1024) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("\"", list, "\": numbers from 1 to 1024, with commas"));
+    if (!absl::SimpleAtoi(word, &value) || value < 1 || value > max) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "\"", list, "\": numbers from 1 to ", max, ", with commas"));
     }
     out.push_back(value);
   }

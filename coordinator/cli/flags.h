@@ -30,9 +30,10 @@ absl::StatusOr<v1::ClusterConfig> ConfigFromFlags();
 // --backend cpu | cpu-plain, --simd, --log-level.
 absl::StatusOr<kernels::Backend> BackendFromFlags(const std::string& simd);
 
-// "1,8,32": numbers from 1 to 1024. An empty list means the fallback.
+// "1,8,32": numbers from 1 to `max`. An empty list means the fallback.
 absl::StatusOr<std::vector<int32_t>> Counts(const std::string& list,
-                                            const std::string& fallback);
+                                            const std::string& fallback,
+                                            int32_t max = 1024);
 
 // "conclave serve: <message>" to standard error; returns exit code 1.
 int Fail(const std::string& command, const absl::Status& status);

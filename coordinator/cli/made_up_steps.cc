@@ -61,7 +61,10 @@ absl::Status MadeUpSteps::Run(int32_t sequences,
     wanted.push_back((s + 1) * rows - 1);
   }
   return decoder_
-      ->Run({.sequences = batch, .rows = sequences * rows}, tokens, wanted)
+      ->Run({.sequences = batch, .rows = sequences * rows},
+            tokens,
+            wanted,
+            nullptr)
       .status();
 }
 

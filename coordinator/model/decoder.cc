@@ -10,14 +10,13 @@
 //
 // Memory lies elsewhere: weights.h, state_pool.h, activations.h.
 
-#include "coordinator/model/decoder.h"
-
 #include <algorithm>
 #include <utility>
 
-#include "common/limits.h"
 #include "common/status_macros.h"
 #include "coordinator/model/activations.h"
+#include "coordinator/model/host_decoder.h"
+#include "coordinator/model/shapes.h"
 #include "coordinator/model/state_pool.h"
 #include "coordinator/model/step_check.h"
 #include "coordinator/model/weights.h"
@@ -27,8 +26,6 @@
 #include "kernels/moe.h"
 
 namespace conclave::model {
-namespace {
-
 using checkpoint::ModelConfig;
 using kernels::AddTo;
 using kernels::Embed;
@@ -40,30 +37,7 @@ using kernels::Route;
 using kernels::SharedExpert;
 using kernels::StepBatch;
 
-kernels::AttentionShape AttentionShapeOf(const ModelConfig& config) {
-  return {.hidden = config.hidden_size,
-          .heads = config.num_attention_heads,
-          .kv_heads = config.num_key_value_heads,
-          .head_dim = config.head_dim,
-          .rotary_dim = config.rotary_dim,
-          .rope_theta = config.rope_theta,
-          .eps = config.rms_norm_eps,
-          .block_tokens = limits::kKvBlockTokens};
-}
-
-kernels::GdnShape GdnShapeOf(const ModelConfig& config) {
-  return {.hidden = config.hidden_size,
-          .key_heads = config.linear_num_key_heads,
-          .value_heads = config.linear_num_value_heads,
-          .key_dim = config.linear_key_head_dim,
-          .value_dim = config.linear_value_head_dim,
-          .conv_kernel = config.linear_conv_kernel_dim,
-          .eps = config.rms_norm_eps};
-}
-
-}  // namespace
-
-struct Decoder::Impl {
+struct HostDecoder::Impl {
   absl::Status DecodeLayer(int32_t index, const StepBatch& batch, Probe* probe);
   absl::Status Mix(int32_t index, const StepBatch& batch);
   absl::Status Head(std::span<const int32_t> logit_rows);
@@ -80,9 +54,9 @@ struct Decoder::Impl {
   kernels::Context context;
 };
 
-absl::Status Decoder::Impl::DecodeLayer(int32_t index,
-                                        const StepBatch& batch,
-                                        Probe* probe) {
+absl::Status HostDecoder::Impl::DecodeLayer(int32_t index,
+                                            const StepBatch& batch,
+                                            Probe* probe) {
   const LayerWeights& layer = weights.layers[static_cast<size_t>(index)];
   const float eps = config.rms_norm_eps;
   const int32_t rows = batch.rows;
@@ -108,7 +82,7 @@ absl::Status Decoder::Impl::DecodeLayer(int32_t index,
 }
 
 // y = mixer(u); every fourth layer is attention.
-absl::Status Decoder::Impl::Mix(int32_t index, const StepBatch& batch) {
+absl::Status HostDecoder::Impl::Mix(int32_t index, const StepBatch& batch) {
   const LayerWeights& layer = weights.layers[static_cast<size_t>(index)];
   if (layer.full_attention) {
     return GatedAttention(
@@ -118,7 +92,7 @@ absl::Status Decoder::Impl::Mix(int32_t index, const StepBatch& batch) {
 }
 
 // logits = head u, of the wanted rows only.
-absl::Status Decoder::Impl::Head(std::span<const int32_t> logit_rows) {
+absl::Status HostDecoder::Impl::Head(std::span<const int32_t> logit_rows) {
   const auto hidden = static_cast<size_t>(config.hidden_size);
   for (size_t i = 0; i < logit_rows.size(); ++i) {
     std::copy_n(&a.u[static_cast<size_t>(logit_rows[i]) * hidden],
@@ -132,10 +106,10 @@ absl::Status Decoder::Impl::Head(std::span<const int32_t> logit_rows) {
                 a.logits);
 }
 
-absl::StatusOr<StepOutput> Decoder::Run(const StepBatch& batch,
-                                        std::span<const int32_t> tokens,
-                                        std::span<const int32_t> logit_rows,
-                                        Probe* probe) {
+absl::StatusOr<StepOutput> HostDecoder::Run(const StepBatch& batch,
+                                            std::span<const int32_t> tokens,
+                                            std::span<const int32_t> logit_rows,
+                                            Probe* probe) {
   Impl& m = *impl_;
   RETURN_IF_ERROR(CheckStep(m.config, m.sizes, batch, tokens, logit_rows));
   m.a.Resize(m.config, batch.rows, static_cast<int64_t>(logit_rows.size()));
@@ -157,35 +131,34 @@ absl::StatusOr<StepOutput> Decoder::Run(const StepBatch& batch,
   return StepOutput{.logits = m.a.logits, .hidden = m.a.u};
 }
 
-absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Create(
-    const checkpoint::Checkpoint& checkpoint,
-    experts::Experts* experts,
-    kernels::Backend backend,
-    ThreadPool* pool,
-    StateSizes sizes,
-    kernels::Activations activations) {
+absl::StatusOr<std::unique_ptr<HostDecoder>> HostDecoder::Create(
+    const checkpoint::Checkpoint& checkpoint, const Options& options) {
   auto impl = std::make_unique<Impl>();
   impl->config = checkpoint.config();
   impl->attention = AttentionShapeOf(impl->config);
   impl->gdn = GdnShapeOf(impl->config);
   ASSIGN_OR_RETURN(impl->weights, LoadDenseWeights(checkpoint));
-  impl->experts = experts;
-  impl->sizes = sizes;
-  ASSIGN_OR_RETURN(impl->states, StatePool::Create(impl->config, sizes));
-  impl->context = {backend, pool, &impl->workspace, activations};
-  return std::unique_ptr<Decoder>(new Decoder(std::move(impl)));
+  impl->experts = options.experts;
+  impl->sizes = options.sizes;
+  ASSIGN_OR_RETURN(impl->states,
+                   StatePool::Create(impl->config, options.sizes));
+  impl->context = {
+      options.backend, options.pool, &impl->workspace, options.activations};
+  return std::unique_ptr<HostDecoder>(new HostDecoder(std::move(impl)));
 }
 
-Decoder::Decoder(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
-Decoder::~Decoder() = default;
+HostDecoder::HostDecoder(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+HostDecoder::~HostDecoder() = default;
 
-uint64_t Decoder::dense_bytes() const { return impl_->weights.bytes(); }
+uint64_t HostDecoder::dense_bytes() const { return impl_->weights.bytes(); }
 
-std::span<const float> Decoder::GdnState(int32_t layer, int32_t slot) const {
+std::span<const float> HostDecoder::GdnState(int32_t layer,
+                                             int32_t slot) const {
   return impl_->states.recurrent_slot(layer, slot);
 }
 
-std::span<const float> Decoder::ConvState(int32_t layer, int32_t slot) const {
+std::span<const float> HostDecoder::ConvState(int32_t layer,
+                                              int32_t slot) const {
   return impl_->states.conv_slot(layer, slot);
 }
 

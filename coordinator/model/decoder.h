@@ -19,6 +19,9 @@ namespace conclave::model {
 struct StateSizes {
   int32_t kv_blocks = 0;    // of limits::kKvBlockTokens positions each
   int32_t state_slots = 0;  // GDN + convolution states
+  // Rows of a step; 0: limits::kStepRowsMax. A device allocates its arrays by
+  // it.
+  int32_t step_rows = 0;
 };
 
 // Bytes that one of each costs, all layers together.
@@ -45,9 +48,14 @@ class Probe {
 };
 
 // The language model: embedding, layers, final norm, head. Owns dense weights
-// and the pools of KV blocks and GDN states. Engine thread only.
+// and the pools of KV blocks and GDN states. Engine thread only. Two of them:
+// in host memory, block by block (decoder.cc), and on a GPU
+// (device_decoder.h).
 class Decoder {
  public:
+  // The one that `backend` calls for. On a GPU the decoder holds the routed
+  // experts itself: `experts` and `pool` are not used, and activations are
+  // float32 with kF32, else bf16. Unavailable: no GPU.
   static absl::StatusOr<std::unique_ptr<Decoder>> Create(
       const checkpoint::Checkpoint& checkpoint,
       experts::Experts* experts,
@@ -55,28 +63,25 @@ class Decoder {
       ThreadPool* pool,
       StateSizes sizes,
       kernels::Activations activations = kernels::Activations::kF32);
-  ~Decoder();
+  virtual ~Decoder() = default;
 
   // tokens: [batch.rows], ids in [0, vocab). logit_rows: rows whose logits are
-  // wanted. Errors come from the experts; then the states of the batch's
-  // sequences are undefined and the sequences must be dropped.
-  absl::StatusOr<StepOutput> Run(const kernels::StepBatch& batch,
-                                 std::span<const int32_t> tokens,
-                                 std::span<const int32_t> logit_rows,
-                                 Probe* probe = nullptr);
+  // wanted. Errors come from the experts or the device; then the states of the
+  // batch's sequences are undefined and the sequences must be dropped.
+  virtual absl::StatusOr<StepOutput> Run(const kernels::StepBatch& batch,
+                                         std::span<const int32_t> tokens,
+                                         std::span<const int32_t> logit_rows,
+                                         Probe* probe) = 0;
 
   // Weights without the routed experts.
-  uint64_t dense_bytes() const;
+  virtual uint64_t dense_bytes() const = 0;
 
   // A GDN state slot of a layer, for tests: [value_heads, key_dim, value_dim],
-  // and the convolution rows [taps - 1, channels].
-  std::span<const float> GdnState(int32_t layer, int32_t slot) const;
-  std::span<const float> ConvState(int32_t layer, int32_t slot) const;
-
- private:
-  struct Impl;
-  explicit Decoder(std::unique_ptr<Impl> impl);
-  std::unique_ptr<Impl> impl_;
+  // and the convolution rows [taps - 1, channels]; valid until the next call.
+  virtual std::span<const float> GdnState(int32_t layer,
+                                          int32_t slot) const = 0;
+  virtual std::span<const float> ConvState(int32_t layer,
+                                           int32_t slot) const = 0;
 };
 
 }  // namespace conclave::model

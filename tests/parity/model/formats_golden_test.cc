@@ -17,6 +17,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "boost/json.hpp"
+#include "tests/gpu/require_gpu.h"
 #include "tests/parity/model/tolerances.h"
 #include "tests/testing/golden.h"
 #include "tests/testing/model_runner.h"
@@ -104,6 +105,7 @@ class FormatGolden
 
 TEST_P(FormatGolden, LogitsAndGreedyTokens) {
   const auto& [backend, source, format] = GetParam();
+  if (backend == kernels::Backend::kCuda) CONCLAVE_REQUIRE_GPU();
   const auto model = OpenChecked(source, format);
   ASSERT_NE(model, nullptr);
   const testing::GoldenTensors golden =
@@ -154,9 +156,13 @@ const std::string kFormats[] = {"bf16-per-expert",
 std::string CaseName(
     const ::testing::TestParamInfo<FormatGolden::ParamType>& info) {
   const auto& [backend, source, format] = info.param;
-  const bool fast = backend == kernels::Backend::kCpu;
   std::string name =
-      absl::StrCat(fast ? "fast_" : "plain_", source, "_", format);
+      absl::StrCat(backend == kernels::Backend::kCpu        ? "fast_"
+                   : backend == kernels::Backend::kCpuPlain ? "plain_"
+                                                            : "cuda_",
+                   source,
+                   "_",
+                   format);
   std::replace(name.begin(), name.end(), '-', '_');
   return name;
 }
@@ -165,6 +171,13 @@ INSTANTIATE_TEST_SUITE_P(
     Fast,
     FormatGolden,
     ::testing::Combine(::testing::Values(kernels::Backend::kCpu),
+                       ::testing::Values("tiny", "random"),
+                       ::testing::ValuesIn(kFormats)),
+    CaseName);
+INSTANTIATE_TEST_SUITE_P(
+    Cuda,
+    FormatGolden,
+    ::testing::Combine(::testing::Values(kernels::Backend::kCuda),
                        ::testing::Values("tiny", "random"),
                        ::testing::ValuesIn(kFormats)),
     CaseName);

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "tests/gpu/require_gpu.h"
 #include "tests/parity/model/tolerances.h"
 #include "tests/testing/model_runner.h"
 #include "tests/testing/seeded.h"
@@ -172,6 +173,7 @@ class Golden : public ::testing::TestWithParam<
 // states were taken when all 64 of them had been fed.
 TEST_P(Golden, PromptThenGreedyTokens) {
   const auto [backend, name] = GetParam();
+  if (backend == kernels::Backend::kCuda) CONCLAVE_REQUIRE_GPU();
   const GoldenPrompt& prompt = testing::FindGolden(name);
   const GoldenTensors tensors(name);
   const Tolerance tolerance = ToleranceOf(backend, WeightFormat::kBF16);
@@ -202,15 +204,19 @@ TEST_P(Golden, PromptThenGreedyTokens) {
 }
 
 std::string CaseName(const ::testing::TestParamInfo<Golden::ParamType>& info) {
-  const bool plain = std::get<0>(info.param) == kernels::Backend::kCpuPlain;
-  return (plain ? "plain_" : "fast_") + std::get<1>(info.param);
+  const kernels::Backend backend = std::get<0>(info.param);
+  const char* form = backend == kernels::Backend::kCpuPlain ? "plain_"
+                     : backend == kernels::Backend::kCpu    ? "fast_"
+                                                            : "cuda_";
+  return form + std::get<1>(info.param);
 }
 
 INSTANTIATE_TEST_SUITE_P(
     Prompts,
     Golden,
     ::testing::Combine(::testing::Values(kernels::Backend::kCpuPlain,
-                                         kernels::Backend::kCpu),
+                                         kernels::Backend::kCpu,
+                                         kernels::Backend::kCuda),
                        ::testing::Values("len1",
                                          "len2",
                                          "len63",

@@ -29,6 +29,8 @@ inline Tolerance ToleranceOf(kernels::Backend backend, WeightFormat format) {
           return kFloat32;
         case kernels::Backend::kCpu:
           return kFloat32;
+        case kernels::Backend::kCuda:  // activations in float32
+          return kFloat32;
       }
   }
   return {};

@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "coordinator/model/decoder.h"
+#include "coordinator/model/device_weights.h"
+#include "kernels/device_attention.h"
+#include "kernels/device_queue.h"
+
+namespace conclave::model {
+
+// The model on one GPU, its experts too. A step in which every sequence has
+// one row is recorded once per size and then replayed; others are launched
+// kernel by kernel. Rounding points, unless `exact`: what products read is
+// rounded to bf16 (the router: to twice as many bits), keys, values and
+// probabilities as kernels/device_attention.h says; the rest is float32.
+class DeviceDecoder final : public Decoder {
+ public:
+  struct Options {
+    StateSizes sizes;
+    int32_t rows_max = 0;                           // of a step
+    int32_t sequences_max = 0;                      // of a step
+    bool exact = false;                             // everything in float32
+    kernels::KvDType kv = kernels::KvDType::kBF16;  // kF32 where exact
+    bool record = true;
+  };
+  static absl::StatusOr<std::unique_ptr<DeviceDecoder>> Create(
+      std::unique_ptr<kernels::DeviceQueue> queue,
+      DeviceWeights weights,
+      const Options& options);
+  ~DeviceDecoder() override;
+
+  absl::StatusOr<StepOutput> Run(const kernels::StepBatch& batch,
+                                 std::span<const int32_t> tokens,
+                                 std::span<const int32_t> logit_rows,
+                                 Probe* probe) override;
+
+  // A step of one row per sequence; next[i] is the likeliest token after
+  // sequence i, -1 where the logits are not finite.
+  absl::Status RunGreedy(const kernels::StepBatch& batch,
+                         std::span<const int32_t> tokens,
+                         std::span<int32_t> next);
+
+  // Parts of a step, for measuring.
+  enum Block : uint32_t {
+    kNorms = 1,
+    kProjections = 2,  // into and out of the mixers
+    kGdn = 4,
+    kAttention = 8,
+    kRouter = 16,   // product, choice and sorting
+    kExperts = 32,  // routed and shared
+    kHead = 64,
+    kSample = 128,
+    kAll = 255,
+  };
+  // Device time of one such step, seconds, as the mean of `repeats` replays;
+  // only of the blocks in `blocks`, on whatever the others left.
+  absl::StatusOr<double> Time(const kernels::StepBatch& batch,
+                              std::span<const int32_t> tokens,
+                              uint32_t blocks,
+                              int32_t repeats);
+  // Bytes of weights that a step reads in a block, experts' all.
+  uint64_t WeightBytesOf(Block block) const;
+  // Fills the KV cache with made-up numbers.
+  absl::Status MakeUpCache();
+
+  uint64_t dense_bytes() const override;
+  uint64_t expert_bytes() const;
+  std::span<const float> GdnState(int32_t layer, int32_t slot) const override;
+  std::span<const float> ConvState(int32_t layer, int32_t slot) const override;
+
+  kernels::DeviceQueue* queue();
+
+ private:
+  struct Impl;
+  explicit DeviceDecoder(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace conclave::model

@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "coordinator/model/device_memory.h"
+
+#include <algorithm>
+
+#include "common/limits.h"
+#include "common/status_macros.h"
+#include "coordinator/model/shapes.h"
+
+namespace conclave::model {
+namespace {
+
+using checkpoint::ModelConfig;
+using kernels::DeviceBuffer;
+using kernels::DeviceQueue;
+using kernels::KvDType;
+
+size_t ElementBytes(KvDType dtype) {
+  switch (dtype) {
+    case KvDType::kF32:
+      return sizeof(float);
+    case KvDType::kBF16:
+      return sizeof(uint16_t);
+    case KvDType::kFp8:
+      break;
+  }
+  return sizeof(uint8_t);
+}
+
+// Of the logits of a prompt at a time.
+constexpr size_t kLogitBytes = size_t{512} << 20;
+
+// Columns as products pad them.
+size_t Padded(size_t cols) {
+  constexpr size_t kUnit = 64;
+  return (cols + kUnit - 1) / kUnit * kUnit;
+}
+
+}  // namespace
+
+absl::StatusOr<DeviceMemory> DeviceMemory::Create(DeviceQueue* queue,
+                                                  const DeviceWeights& weights,
+                                                  const Options& options) {
+  const ModelConfig& config = weights.config;
+  DeviceMemory out;
+  out.exact_ = options.exact;
+  out.kv_ = options.kv;
+  out.experts_ = config.num_experts;
+  out.top_k_ = config.num_experts_per_tok;
+  out.attention_ = AttentionShapeOf(config);
+  out.gdn_ = GdnShapeOf(config);
+  RETURN_IF_ERROR(out.AllocateStates(queue, config, options));
+  RETURN_IF_ERROR(out.AllocateArrays(queue, weights, options));
+  return out;
+}
+
+absl::Status DeviceMemory::AllocateStates(DeviceQueue* queue,
+                                          const ModelConfig& config,
+                                          const Options& options) {
+  const auto slots = static_cast<size_t>(options.sizes.state_slots);
+  const auto blocks = static_cast<size_t>(options.sizes.kv_blocks) + 1;
+  const size_t block_bytes = size_t{2} * config.num_key_value_heads *
+                             limits::kKvBlockTokens * config.head_dim *
+                             ElementBytes(kv_);
+  for (const bool full : config.full_attention) {
+    Layer& layer = layers_.emplace_back();
+    if (full) {
+      ASSIGN_OR_RETURN(layer.kv,
+                       queue->Allocate(blocks * block_bytes, "KV cache"));
+      // What was never written must be numbers where a tile reads past the
+      // end of a sequence.
+      RETURN_IF_ERROR(queue->Fill(layer.kv, 0));
+      continue;
+    }
+    ASSIGN_OR_RETURN(
+        layer.conv,
+        queue->Allocate(slots * conv_floats() * sizeof(float), "GDN states"));
+    ASSIGN_OR_RETURN(layer.recurrent,
+                     queue->Allocate(slots * recurrent_floats() * sizeof(float),
+                                     "GDN states"));
+    RETURN_IF_ERROR(queue->Fill(layer.conv, 0));
+    RETURN_IF_ERROR(queue->Fill(layer.recurrent, 0));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status DeviceMemory::AllocateArrays(DeviceQueue* queue,
+                                          const DeviceWeights& weights,
+                                          const Options& options) {
+  const ModelConfig& c = weights.config;
+  const auto rows = static_cast<size_t>(options.rows_max) +
+                    static_cast<size_t>(options.sequences_max) / 2;
+  const auto sequences = static_cast<size_t>(options.sequences_max);
+  const auto hidden = static_cast<size_t>(c.hidden_size);
+  const size_t each = options.exact ? sizeof(float) : sizeof(uint16_t);
+  const size_t pairs = rows * (static_cast<size_t>(top_k_) + 1);
+  const size_t mixed =
+      std::max(static_cast<size_t>(c.num_attention_heads) * c.head_dim,
+               static_cast<size_t>(gdn_.value_heads) * gdn_.value_dim);
+  const size_t width = Padded(
+      std::max(c.moe_intermediate_size, c.shared_expert_intermediate_size));
+  size_t projected = 0;
+  for (const DeviceLayer& layer : weights.layers) {
+    projected = std::max(projected, static_cast<size_t>(layer.in.width));
+  }
+  // Filling up takes a third more rows than sequences at the most.
+  const size_t filled = sequences + sequences / 2;
+  const size_t row_bytes = static_cast<size_t>(c.vocab_size) * sizeof(float);
+  const size_t wanted =
+      std::max(filled, std::min(rows, kLogitBytes / row_bytes));
+  wanted_max_ = static_cast<int32_t>(wanted);
+  const size_t scratch =
+      std::max(kernels::GdnScratchFloats(gdn_, static_cast<int32_t>(rows)),
+               kernels::AttentionScratchFloats(*queue,
+                                               attention_,
+                                               static_cast<int32_t>(rows),
+                                               static_cast<int32_t>(filled)));
+  const size_t groups = std::max(pairs / 8 + experts_ + 1,
+                                 size_t{1});  // of kernels::GroupsMax at least
+  const auto allocate = [&](size_t bytes, DeviceBuffer* to) -> absl::Status {
+    ASSIGN_OR_RETURN(*to, queue->Allocate(bytes, "arrays of a step"));
+    return queue->Fill(*to, 0);
+  };
+  RETURN_IF_ERROR(allocate(rows * hidden * sizeof(float), &x_));
+  RETURN_IF_ERROR(allocate(rows * Padded(hidden) * each, &u_));
+  RETURN_IF_ERROR(allocate(rows * Padded(hidden) * sizeof(uint16_t), &low_));
+  RETURN_IF_ERROR(allocate(rows * projected * sizeof(float), &projected_));
+  RETURN_IF_ERROR(allocate(rows * Padded(mixed) * each, &mixed_));
+  RETURN_IF_ERROR(allocate(rows * hidden * sizeof(float), &y_));
+  RETURN_IF_ERROR(
+      allocate(rows * (experts_ + 1) * sizeof(float), &router_logits_));
+  RETURN_IF_ERROR(allocate(pairs * width * each, &expert_hidden_));
+  RETURN_IF_ERROR(allocate(pairs * hidden * sizeof(float), &pairs_));
+  RETURN_IF_ERROR(allocate(wanted * Padded(hidden) * each, &wanted_));
+  RETURN_IF_ERROR(allocate(wanted * row_bytes, &logits_));
+  RETURN_IF_ERROR(allocate(wanted * sizeof(int32_t), &next_));
+  RETURN_IF_ERROR(allocate(scratch * sizeof(float), &scratch_));
+  RETURN_IF_ERROR(allocate(
+      kernels::SamplingScratchBytes(static_cast<int32_t>(wanted), c.vocab_size),
+      &sampling_scratch_));
+  const std::vector<kernels::DeviceSampling> greedy(wanted);
+  RETURN_IF_ERROR(
+      allocate(greedy.size() * sizeof(kernels::DeviceSampling), &greedy_));
+  RETURN_IF_ERROR(
+      queue->Upload(greedy.data(), greedy_.bytes(), greedy_.as<void>()));
+  for (DeviceBuffer* buffer :
+       {&entry_row_, &entry_place_, &entry_expert_, &entry_weight_}) {
+    RETURN_IF_ERROR(allocate(pairs * sizeof(int32_t), buffer));
+  }
+  RETURN_IF_ERROR(allocate(groups * 4 * sizeof(int32_t), &entry_groups_));
+  return allocate(sizeof(int32_t), &entry_count_);
+}
+
+kernels::DeviceKv DeviceMemory::kv(size_t layer) const {
+  return {.data = layers_[layer].kv.as<void>(), .dtype = kv_};
+}
+
+kernels::DeviceGdnState DeviceMemory::gdn(size_t layer) const {
+  return {.conv = layers_[layer].conv.as<float>(),
+          .recurrent = layers_[layer].recurrent.as<float>()};
+}
+
+size_t DeviceMemory::conv_floats() const {
+  return static_cast<size_t>(gdn_.conv_kernel) * gdn_.channels();
+}
+
+size_t DeviceMemory::recurrent_floats() const {
+  return static_cast<size_t>(gdn_.value_heads) * gdn_.key_dim * gdn_.value_dim;
+}
+
+kernels::DeviceEntries DeviceMemory::EntriesOf(int32_t rows) const {
+  const int64_t pairs = int64_t{rows} * (top_k_ + 1);
+  kernels::DeviceEntries out{
+      .rows = rows, .per_row = top_k_ + 1, .experts = experts_ + 1};
+  out.group_rows =
+      exact_ ? 8 : kernels::GroupRowsFor(int64_t{rows} * top_k_, experts_);
+  out.groups_max = kernels::GroupsMax(pairs, experts_ + 1, out.group_rows);
+  out.row = entry_row_.as<int32_t>();
+  out.place = entry_place_.as<int32_t>();
+  out.expert = entry_expert_.as<int32_t>();
+  out.weight = entry_weight_.as<float>();
+  out.groups = entry_groups_.as<int32_t>();
+  out.group_count = entry_count_.as<int32_t>();
+  return out;
+}
+
+}  // namespace conclave::model

@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "coordinator/model/decoder.h"
+#include "coordinator/model/device_weights.h"
+#include "kernels/device_attention.h"
+#include "kernels/device_gdn.h"
+#include "kernels/device_product.h"
+#include "kernels/device_sampling.h"
+
+namespace conclave::model {
+
+// What a model on a device needs beside its weights, allocated once: states of
+// sequences and the arrays of a step. KV blocks have one more than `sizes`
+// says, for rows that fill a recorded step up.
+class DeviceMemory {
+ public:
+  struct Options {
+    StateSizes sizes;
+    int32_t rows_max = 0;
+    int32_t sequences_max = 0;
+    bool exact = false;
+    kernels::KvDType kv = kernels::KvDType::kBF16;
+  };
+  static absl::StatusOr<DeviceMemory> Create(kernels::DeviceQueue* queue,
+                                             const DeviceWeights& weights,
+                                             const Options& options);
+
+  float* x() const { return x_.as<float>(); }  // [rows, hidden]
+  kernels::DeviceRows u() const { return Rows(u_); }
+  // What rounding u lost; null where nothing is rounded.
+  void* low() const { return exact_ ? nullptr : low_.as<void>(); }
+  float* projected() const { return projected_.as<float>(); }
+  kernels::DeviceRows mixed() const { return Rows(mixed_); }
+  float* y() const { return y_.as<float>(); }  // [rows, hidden]
+  float* router_logits() const { return router_logits_.as<float>(); }
+  kernels::DeviceRows expert_hidden() const { return Rows(expert_hidden_); }
+  float* pairs() const { return pairs_.as<float>(); }
+  // Rows whose logits there is room for.
+  int32_t wanted_max() const { return wanted_max_; }
+  kernels::DeviceRows wanted() const { return Rows(wanted_); }
+  float* logits() const { return logits_.as<float>(); }
+  int32_t* next() const { return next_.as<int32_t>(); }
+  float* scratch() const { return scratch_.as<float>(); }
+  void* sampling_scratch() const { return sampling_scratch_.as<void>(); }
+  // [sequences_max], all greedy.
+  const kernels::DeviceSampling* greedy() const {
+    return greedy_.as<kernels::DeviceSampling>();
+  }
+
+  kernels::DeviceKv kv(size_t layer) const;
+  uint64_t kv_bytes(size_t layer) const { return layers_[layer].kv.bytes(); }
+  kernels::DeviceGdnState gdn(size_t layer) const;
+  const kernels::AttentionShape& attention() const { return attention_; }
+  const kernels::GdnShape& gdn_shape() const { return gdn_; }
+  // Of one slot of one layer.
+  size_t conv_floats() const;
+  size_t recurrent_floats() const;
+
+  kernels::DeviceEntries EntriesOf(int32_t rows) const;
+
+ private:
+  struct Layer {
+    kernels::DeviceBuffer kv, conv, recurrent;
+  };
+  absl::Status AllocateStates(kernels::DeviceQueue* queue,
+                              const checkpoint::ModelConfig& config,
+                              const Options& options);
+  absl::Status AllocateArrays(kernels::DeviceQueue* queue,
+                              const DeviceWeights& weights,
+                              const Options& options);
+  kernels::DeviceRows Rows(const kernels::DeviceBuffer& buffer) const {
+    return {.data = buffer.as<void>(), .bf16 = !exact_};
+  }
+
+  bool exact_ = false;
+  kernels::KvDType kv_ = kernels::KvDType::kBF16;
+  int32_t experts_ = 0;
+  int32_t top_k_ = 0;
+  int32_t wanted_max_ = 0;
+  kernels::AttentionShape attention_;
+  kernels::GdnShape gdn_;
+  std::vector<Layer> layers_;
+  kernels::DeviceBuffer x_, u_, low_, projected_, mixed_, y_, router_logits_,
+      expert_hidden_, pairs_, wanted_, logits_, next_, scratch_,
+      sampling_scratch_, greedy_;
+  kernels::DeviceBuffer entry_row_, entry_place_, entry_expert_, entry_weight_,
+      entry_groups_, entry_count_;
+};
+
+}  // namespace conclave::model

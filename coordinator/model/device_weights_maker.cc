@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "coordinator/model/device_weights_maker.h"
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/status_macros.h"
+
+namespace conclave::model {
+namespace {
+
+using kernels::CanShare;
+using kernels::DeviceBuffer;
+using kernels::DeviceExpertStack;
+using kernels::DeviceMatrix;
+using kernels::MatrixPlan;
+using kernels::WeightView;
+using Experts3 = DeviceWeightsMaker::ExpertSources;
+
+MatrixPlan GateUp(const Experts3& e, int32_t stack) {
+  return {.parts = {e.gate.layout, e.up.layout},
+          .stack = stack,
+          .interleaved = true};
+}
+
+MatrixPlan Down(const Experts3& e, int32_t stack) {
+  return {.parts = {e.down.layout}, .stack = stack};
+}
+
+}  // namespace
+
+WeightLayout LayoutOf(const WeightView& view) {
+  WeightLayout out{.dtype = view.dtype, .rows = view.rows, .cols = view.cols};
+  if (view.packing == kernels::Packing::kPlain) return out;
+  const bool affine = view.packing == kernels::Packing::kAffine;
+  out.dtype = affine ? DType::kU32 : DType::kF8E4M3;
+  out.bits = view.bits;
+  out.group = view.group;
+  out.scale_dtype = view.scale_dtype;
+  out.biases = view.biases != nullptr;
+  return out;
+}
+
+absl::Status DeviceWeightsMaker::Linears(const std::vector<Source>& sources,
+                                         const std::string& what,
+                                         DeviceLinears* to) {
+  to->width = 0;
+  for (const Source& s : sources) {
+    to->width += static_cast<int32_t>(s.layout.rows);
+  }
+  int32_t column = 0;
+  for (size_t begin = 0; begin < sources.size();) {
+    MatrixPlan plan{
+        .parts = {}, .first_column = column, .row_width = to->width};
+    size_t end = begin;
+    while (end < sources.size() &&
+           CanShare(sources[begin].layout, sources[end].layout)) {
+      plan.parts.push_back(sources[end].layout);
+      column += static_cast<int32_t>(sources[end].layout.rows);
+      ++end;
+    }
+    // A format that is not known shares with nothing, not even itself.
+    if (end == begin) plan.parts.push_back(sources[end++].layout);
+    ASSIGN_OR_RETURN(DeviceMatrix matrix,
+                     kernels::MakeMatrix(queue_, plan, what));
+    if (sources[begin].host == nullptr) {
+      RETURN_IF_ERROR(MakeUp(&matrix));
+    }
+    for (size_t i = begin; i < end; ++i) {
+      if (sources[i].host == nullptr) continue;
+      RETURN_IF_ERROR(loader_.Load(
+          *sources[i].host, plan, 0, static_cast<int32_t>(i - begin), &matrix));
+    }
+    out_->dense_bytes += matrix.bytes();
+    to->parts.push_back(std::move(matrix));
+    begin = end;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status DeviceWeightsMaker::Experts(
+    int32_t count,
+    const std::function<ExpertSources(int32_t)>& expert,
+    const ExpertSources& shared,
+    const std::string& what,
+    std::vector<DeviceExpertStack>* to) {
+  const ExpertSources first = expert(0);
+  const bool one = CanShare(first.gate.layout, shared.gate.layout) &&
+                   CanShare(first.down.layout, shared.down.layout) &&
+                   first.gate.layout.rows == shared.gate.layout.rows;
+  ASSIGN_OR_RETURN(DeviceExpertStack routed,
+                   Stack(first, count + (one ? 1 : 0), what));
+  for (int32_t i = 0; first.gate.host != nullptr && i < count; ++i) {
+    RETURN_IF_ERROR(Fill(expert(i), i, &routed));
+  }
+  const uint64_t all = routed.gate_up.bytes() + routed.down.bytes();
+  const uint64_t each = all / static_cast<uint64_t>(routed.gate_up.stack);
+  out_->expert_bytes += each * static_cast<uint64_t>(count);
+  if (one) {
+    if (shared.gate.host != nullptr) {
+      RETURN_IF_ERROR(Fill(shared, count, &routed));
+    }
+    out_->dense_bytes += each;
+    to->push_back(std::move(routed));
+    return absl::OkStatus();
+  }
+  to->push_back(std::move(routed));
+  ASSIGN_OR_RETURN(DeviceExpertStack own, Stack(shared, 1, what));
+  own.first = count;
+  if (shared.gate.host != nullptr) RETURN_IF_ERROR(Fill(shared, 0, &own));
+  out_->dense_bytes += own.gate_up.bytes() + own.down.bytes();
+  to->push_back(std::move(own));
+  return absl::OkStatus();
+}
+
+absl::Status DeviceWeightsMaker::Floats(std::span<const float> from,
+                                        const float** to) {
+  ASSIGN_OR_RETURN(DeviceBuffer buffer,
+                   queue_->Allocate(from.size_bytes(), "vectors"));
+  RETURN_IF_ERROR(
+      queue_->Upload(from.data(), from.size_bytes(), buffer.as<void>()));
+  *to = buffer.as<float>();
+  out_->dense_bytes += from.size_bytes();
+  out_->storage.push_back(std::move(buffer));
+  return absl::OkStatus();
+}
+
+absl::Status DeviceWeightsMaker::Ones(int64_t size, const float** to) {
+  return Floats(std::vector<float>(static_cast<size_t>(size), 1.0f), to);
+}
+
+absl::Status DeviceWeightsMaker::Table(const WeightLayout& layout,
+                                       const WeightView& host,
+                                       WeightView* to) {
+  *to = host;
+  const auto copy =
+      [&](const void* from, uint64_t bytes, const void** at) -> absl::Status {
+    if (bytes == 0) return absl::OkStatus();
+    ASSIGN_OR_RETURN(DeviceBuffer buffer, queue_->Allocate(bytes, "embedding"));
+    if (from != nullptr) {
+      RETURN_IF_ERROR(queue_->Upload(from, bytes, buffer.as<void>()));
+    }
+    *at = buffer.as<void>();
+    out_->dense_bytes += bytes;
+    out_->storage.push_back(std::move(buffer));
+    return absl::OkStatus();
+  };
+  RETURN_IF_ERROR(copy(host.data, layout.data_bytes(), &to->data));
+  RETURN_IF_ERROR(copy(host.scales, layout.scale_bytes(), &to->scales));
+  RETURN_IF_ERROR(copy(host.biases, layout.bias_bytes(), &to->biases));
+  if (host.data != nullptr) return absl::OkStatus();
+  return kernels::FillMadeUpTable(queue_, ++seed_, *to);
+}
+
+absl::Status DeviceWeightsMaker::MakeUp(DeviceMatrix* matrix) {
+  return kernels::FillMadeUp(queue_, ++seed_, 1.0, matrix);
+}
+
+absl::StatusOr<DeviceExpertStack> DeviceWeightsMaker::Stack(
+    const ExpertSources& each, int32_t stack, const std::string& what) {
+  DeviceExpertStack out;
+  ASSIGN_OR_RETURN(out.gate_up,
+                   kernels::MakeMatrix(queue_, GateUp(each, stack), what));
+  ASSIGN_OR_RETURN(out.down,
+                   kernels::MakeMatrix(queue_, Down(each, stack), what));
+  if (each.gate.host != nullptr) return out;
+  RETURN_IF_ERROR(MakeUp(&out.gate_up));
+  RETURN_IF_ERROR(MakeUp(&out.down));
+  return out;
+}
+
+absl::Status DeviceWeightsMaker::Fill(const ExpertSources& e,
+                                      int32_t index,
+                                      DeviceExpertStack* to) {
+  const MatrixPlan gate_up = GateUp(e, to->gate_up.stack);
+  RETURN_IF_ERROR(loader_.Load(*e.gate.host, gate_up, index, 0, &to->gate_up));
+  RETURN_IF_ERROR(loader_.Load(*e.up.host, gate_up, index, 1, &to->gate_up));
+  return loader_.Load(
+      *e.down.host, Down(e, to->down.stack), index, 0, &to->down);
+}
+
+std::string LayerName(size_t layer, const char* part) {
+  return absl::StrCat("layer ", layer, ", ", part);
+}
+
+}  // namespace conclave::model

@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "coordinator/model/device_weights.h"
+
+namespace conclave::model {
+
+WeightLayout LayoutOf(const kernels::WeightView& view);
+
+// A linear that is still to come to the device; without a host view its
+// numbers are made up.
+struct Source {
+  WeightLayout layout;
+  const kernels::WeightView* host = nullptr;
+};
+
+// Makes the parts of one model's DeviceWeights, in any order. `what` is named
+// in errors.
+class DeviceWeightsMaker {
+ public:
+  DeviceWeightsMaker(kernels::DeviceQueue* queue, DeviceWeights* out)
+      : queue_(queue), loader_(queue), out_(out) {}
+
+  // Neighbours whose formats allow it share a matrix.
+  absl::Status Linears(const std::vector<Source>& sources,
+                       const std::string& what,
+                       DeviceLinears* to);
+
+  struct ExpertSources {
+    Source gate, up, down;
+  };
+  // expert(i) for i in [0, count), all of one layout; then the shared one.
+  absl::Status Experts(int32_t count,
+                       const std::function<ExpertSources(int32_t)>& expert,
+                       const ExpertSources& shared,
+                       const std::string& what,
+                       std::vector<kernels::DeviceExpertStack>* to);
+
+  absl::Status Floats(std::span<const float> from, const float** to);
+  absl::Status Ones(int64_t size, const float** to);
+
+  // As the checkpoint stores it; made up where the view has no data.
+  absl::Status Table(const WeightLayout& layout,
+                     const kernels::WeightView& host,
+                     kernels::WeightView* to);
+
+ private:
+  absl::Status MakeUp(kernels::DeviceMatrix* matrix);
+  absl::StatusOr<kernels::DeviceExpertStack> Stack(const ExpertSources& each,
+                                                   int32_t stack,
+                                                   const std::string& what);
+  absl::Status Fill(const ExpertSources& e,
+                    int32_t index,
+                    kernels::DeviceExpertStack* to);
+
+  kernels::DeviceQueue* queue_;
+  kernels::MatrixLoader loader_;
+  DeviceWeights* out_;
+  uint64_t seed_ = 0;
+};
+
+// "layer 3, out_proj"
+std::string LayerName(size_t layer, const char* part);
+
+}  // namespace conclave::model

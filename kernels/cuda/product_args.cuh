@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "kernels/cuda/fragments.cuh"
+#include "kernels/cuda/launch.cuh"
+#include "kernels/device_product.h"
+
+namespace conclave::kernels::cuda {
+
+// What a product is for: where its rows come from and what becomes of it.
+enum class Use : uint8_t {
+  kDense,   // rows as they lie; float32
+  kGateUp,  // rows of pairs; silu(gate) * up in the type of x
+  kDown,    // pairs as they lie; float32
+};
+
+struct ProductArgs {
+  MatrixArgs m;
+  const void* x;
+  const void* low;  // bf16, kDense only
+  void* out;
+  bool out_bf16;         // kGateUp
+  int32_t x_stride;      // elements from row to row
+  int32_t out_stride;    // elements
+  int32_t rows;          // kDense
+  int32_t expert_first;  // else: experts of this matrix
+  int32_t experts;
+  const int4* groups;  // else
+  const int32_t* group_count;
+  const int32_t* pair_row;  // kGateUp
+};
+
+// The rows of one block: of the dense product, or of one expert.
+struct RowGroup {
+  const uint8_t* data;    // of the expert
+  const uint8_t* scales;  // of the expert
+  int32_t first;          // row of x and out, or pair
+  int32_t count;
+};
+
+template <Use U>
+__device__ __forceinline__ bool FindRows(const ProductArgs& p,
+                                         int index,
+                                         int group_rows,
+                                         RowGroup* out) {
+  if constexpr (U == Use::kDense) {
+    out->data = p.m.data;
+    out->scales = p.m.scales;
+    out->first = index * group_rows;
+    out->count = min(group_rows, p.rows - out->first);
+    return out->count > 0;
+  } else {
+    if (index >= *p.group_count) return false;
+    const int4 group = p.groups[index];
+    const int expert = group.x - p.expert_first;
+    if (expert < 0 || expert >= p.experts) return false;
+    out->data = p.m.data + expert * p.m.data_stride;
+    out->scales = p.m.scales + expert * p.m.scale_stride;
+    out->first = group.y;
+    out->count = group.z;
+    return true;
+  }
+}
+
+// Which row of x the i-th of a group is.
+template <Use U>
+__device__ __forceinline__ int RowOf(const ProductArgs& p,
+                                     const RowGroup& group,
+                                     int i) {
+  const int at = group.first + i;
+  return U == Use::kGateUp ? p.pair_row[at] : at;
+}
+
+__device__ __forceinline__ float SiluTimes(float gate, float up) {
+  return gate / (1.0f + __expf(-gate)) * up;
+}
+
+// sum[R]: what row `row` of tiles `tile` to tile + R - 1 gives for a row of x;
+// `at` is where that goes. kGateUp: R is 2, gate and up.
+template <Use U, int R>
+__device__ __forceinline__ void Store(
+    const ProductArgs& p, int at, int tile, int row, const float (&sum)[R]) {
+  if constexpr (U == Use::kGateUp) {
+    const int64_t to =
+        static_cast<int64_t>(at) * p.out_stride + tile / 2 * kTileRows + row;
+    const float value = SiluTimes(sum[0], sum[1]);
+    if (p.out_bf16) {
+      static_cast<__nv_bfloat16*>(p.out)[to] = __float2bfloat16(value);
+    } else {
+      static_cast<float*>(p.out)[to] = value;
+    }
+  } else {
+#pragma unroll
+    for (int r = 0; r < R; ++r) {
+      if (tile + r >= p.m.tiles) break;
+      const int2 place = p.m.places[tile + r];
+      if (row < place.y) {
+        static_cast<float*>(
+            p.out)[static_cast<int64_t>(at) * p.out_stride + place.x + row] =
+            sum[r];
+      }
+    }
+  }
+}
+
+// Implemented once per format (product_*.cu).
+template <DeviceFormat F>
+struct Products {
+  // `groups` of group_rows rows each (8, 16, 32 or kWideRows) at most.
+  static absl::Status Run(DeviceQueue* queue,
+                          Use use,
+                          const ProductArgs& args,
+                          bool bf16,
+                          int32_t group_rows,
+                          int32_t groups);
+};
+
+}  // namespace conclave::kernels::cuda

@@ -1,0 +1,224 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "kernels/cuda/narrow.cuh"
+
+// Products with many rows: a block takes 8 tiles of weight rows by 128 rows of
+// x; x goes through shared memory, weights from memory into registers, rounded
+// to bf16 there.
+namespace conclave::kernels::cuda {
+
+inline constexpr int kWideRows = 128;  // of x
+inline constexpr int kWideTiles = 8;   // of weights
+inline constexpr int kWideWarps = 8;   // 4 along weights, 2 along rows
+inline constexpr int kWideStages = 3;
+inline constexpr int kRowBytes = kUnitCols * 2;  // of a unit
+inline constexpr int kWideSharedBytes = kWideStages * kWideRows * kRowBytes;
+
+// Codes as bf16 numbers: 128 off, exact, then times scale plus bias, rounded
+// once.
+__device__ __forceinline__ uint32_t Affine(uint32_t code,
+                                           __nv_bfloat162 scale,
+                                           __nv_bfloat162 bias) {
+  const __nv_bfloat162 offset = __float2bfloat162_rn(128.0f);
+  const auto q = __hsub2(*reinterpret_cast<__nv_bfloat162*>(&code), offset);
+  const __nv_bfloat162 w = __hfma2(q, scale, bias);
+  return *reinterpret_cast<const uint32_t*>(&w);
+}
+
+// The same from two planes of nibbles, and FP8, through float32.
+__device__ __forceinline__ uint32_t Affine8(uint32_t low,
+                                            uint32_t high,
+                                            float scale,
+                                            float bias) {
+  const auto value = [&](int half) {
+    const float l = __uint_as_float((low >> (16 * half)) << 16) - 128.0f;
+    const float h = __uint_as_float((high >> (16 * half)) << 16) - 128.0f;
+    return fmaf(scale, fmaf(16.0f, h, l), bias);
+  };
+  const __nv_bfloat162 w = __floats2bfloat162_rn(value(0), value(1));
+  return *reinterpret_cast<const uint32_t*>(&w);
+}
+
+__device__ __forceinline__ uint32_t Fp8Scaled(uint32_t pair, float scale) {
+  constexpr float kUp = 1.329227995784916e36f;  // 2^120
+  const float a = __uint_as_float(pair << 16) * kUp * scale;
+  const float b = __uint_as_float(pair & 0xffff0000u) * kUp * scale;
+  const __nv_bfloat162 w = __floats2bfloat162_rn(a, b);
+  return *reinterpret_cast<const uint32_t*>(&w);
+}
+
+template <DeviceFormat F>
+__device__ __forceinline__ void Decode(const MatrixArgs& m,
+                                       const uint4 (&raw)[kPieces<F>],
+                                       int step,
+                                       const RowScales& s,
+                                       uint32_t (&a)[4]) {
+  Fragments<F>(raw, step, 0, a);
+  if constexpr (F == DeviceFormat::kAffine8) {
+    uint32_t high[4];
+    Fragments<F>(raw, step, 1, high);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      a[i] = Affine8(a[i], high[i], s.scale[i % 2], s.bias[i % 2]);
+    }
+  } else if constexpr (F == DeviceFormat::kAffine4) {
+    if (m.f16) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        a[i] = Affine8(a[i], 0x43004300, s.scale[i % 2], s.bias[i % 2]);
+      }
+      return;
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      a[i] = Affine(a[i],
+                    __float2bfloat162_rn(s.scale[i % 2]),
+                    __float2bfloat162_rn(s.bias[i % 2]));
+    }
+  } else if constexpr (F == DeviceFormat::kFp8) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) a[i] = Fp8Scaled(a[i], s.scale[0]);
+  }
+}
+
+// Chunk c of 16 bytes of a row lies at c ^ 4 (row mod 2): then eight lanes
+// that read two rows meet no bank twice.
+__device__ __forceinline__ int ChunkAt(int row, int chunk) {
+  return row * kRowBytes + ((chunk ^ ((row & 1) << 2)) << 4);
+}
+
+template <DeviceFormat F>
+struct WideWeights {
+  uint4 raw[2][kPieces<F>];
+  uint2 scales[2][2];
+};
+
+template <DeviceFormat F>
+__device__ __forceinline__ void LoadWeights(const ProductArgs& p,
+                                            const RowGroup& group,
+                                            int tile,
+                                            int unit,
+                                            int lane,
+                                            WideWeights<F>* out) {
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const int row = min(tile + r, p.m.tiles - 1);
+    const uint8_t* from =
+        group.data +
+        (static_cast<int64_t>(row) * p.m.units + unit) * kUnitBytes<F> +
+        lane * 16;
+#pragma unroll
+    for (int i = 0; i < kPieces<F>; ++i) {
+      out->raw[r][i] =
+          __ldg(reinterpret_cast<const uint4*>(from + i * kLanes * 16));
+    }
+    const int first = unit * kUnitCols / p.m.group;
+    out->scales[r][0] = LoadScales<F>(p.m, group.scales, row, first, lane / 4);
+    out->scales[r][1] =
+        p.m.group < kUnitCols
+            ? LoadScales<F>(p.m, group.scales, row, first + 1, lane / 4)
+            : out->scales[r][0];
+  }
+}
+
+template <DeviceFormat F>
+__device__ __forceinline__ void MultiplyUnit(const ProductArgs& p,
+                                             const WideWeights<F>& weights,
+                                             const uint8_t* rows,
+                                             int lane,
+                                             float (&total)[2][8][4]) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    uint32_t a[2][2][4];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const RowScales s = Scales<F>(p.m, weights.scales[r][half]);
+#pragma unroll
+      for (int step = 0; step < 2; ++step) {
+        Decode<F>(p.m, weights.raw[r], 2 * half + step, s, a[r][step]);
+      }
+    }
+#pragma unroll
+    for (int n = 0; n < 8; ++n) {
+      const int row = n * 8 + lane / 4;
+      const uint4 x = *reinterpret_cast<const uint4*>(
+          rows + ChunkAt(row, half * 4 + lane % 4));
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        MultiplyAdd(total[r][n], a[r][0], x.x, x.y);
+        MultiplyAdd(total[r][n], a[r][1], x.z, x.w);
+      }
+    }
+  }
+}
+
+template <DeviceFormat F, Use U>
+__global__ void __launch_bounds__(kWideWarps* kLanes, 1)
+    WideProduct(ProductArgs p) {
+  extern __shared__ __align__(16) uint8_t shared[];
+  WaitForKernelBefore();
+  LetNextKernelBegin();
+  // Neighbouring blocks share weights: they come from memory once.
+  RowGroup group;
+  const int index = U == Use::kDense ? blockIdx.x : blockIdx.y;
+  if (!FindRows<U>(p, index, kWideRows, &group)) return;
+  const int warp = threadIdx.x / kLanes;
+  const int lane = threadIdx.x % kLanes;
+  const int tile =
+      (U == Use::kDense ? blockIdx.y : blockIdx.x) * kWideTiles + warp % 4 * 2;
+  const int row0 = warp / 4 * 64;
+  // Each thread copies a quarter of two rows of every unit.
+  const int mine = threadIdx.x / 2;
+  const bool there = mine < group.count;
+  const auto* from =
+      static_cast<const __nv_bfloat16*>(p.x) +
+      (there ? static_cast<int64_t>(RowOf<U>(p, group, mine)) * p.x_stride : 0);
+  const auto fetch = [&](int unit) {
+    uint8_t* to = shared + unit % kWideStages * kWideRows * kRowBytes;
+    if (there && unit < p.m.units) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int chunk = threadIdx.x % 2 * 4 + i;
+        CopyAsync16(to + ChunkAt(mine, chunk),
+                    from + unit * kUnitCols + chunk * 8);
+      }
+    }
+    CommitCopies();
+  };
+  for (int i = threadIdx.x; i < kWideSharedBytes / 16; i += blockDim.x) {
+    reinterpret_cast<uint4*>(shared)[i] = {0, 0, 0, 0};
+  }
+  __syncthreads();
+  for (int i = 0; i < kWideStages - 1; ++i) fetch(i);
+  float total[2][8][4] = {};
+  WideWeights<F> weights, next;
+  LoadWeights<F>(p, group, tile, 0, lane, &weights);
+  for (int unit = 0; unit < p.m.units; ++unit) {
+    WaitForCopies<kWideStages - 2>();
+    __syncthreads();
+    fetch(unit + kWideStages - 1);
+    if (unit + 1 < p.m.units) {
+      LoadWeights<F>(p, group, tile, unit + 1, lane, &next);
+    }
+    MultiplyUnit<F>(
+        p,
+        weights,
+        shared + (unit % kWideStages * kWideRows + row0) * kRowBytes,
+        lane,
+        total);
+    weights = next;
+  }
+#pragma unroll
+  for (int n = 0; n < 8; ++n) {
+#pragma unroll
+    for (int v = 0; v < 4; ++v) {
+      const int column = row0 + n * 8 + 2 * (lane % 4) + v % 2;
+      if (column >= group.count || tile >= p.m.tiles) continue;
+      const float sum[2] = {total[0][n][v], total[1][n][v]};
+      Store<U, 2>(p, group.first + column, tile, lane / 4 + 8 * (v / 2), sum);
+    }
+  }
+}
+
+}  // namespace conclave::kernels::cuda

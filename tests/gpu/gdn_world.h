@@ -1,0 +1,195 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <algorithm>
+#include <bit>
+#include <cstdint>
+#include <limits>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "kernels/device_gdn.h"
+#include "kernels/sequence_forms.h"
+#include "tests/gpu/device_values.h"
+#include "tests/testing/machine.h"
+#include "tests/testing/seeded.h"
+
+namespace conclave::kernels {
+
+// A sequence's rows of a step.
+struct GdnPiece {
+  int32_t rows = 1;
+  int32_t position = 0;
+  int32_t slot_in = -1;
+  std::vector<int32_t> slots_out = {};  // of the last row, or of each
+  uint32_t seed = 0;  // of the sequence: the same inputs at a position
+
+  int32_t SlotOf(int32_t row) const {
+    if (static_cast<int32_t>(slots_out.size()) == rows) return slots_out[row];
+    return slots_out.empty() || row + 1 < rows ? -1 : slots_out[0];
+  }
+};
+
+// A layer with its slots, on the device and for the plain twin.
+class GdnWorld {
+ public:
+  GdnWorld(int32_t key_heads, int32_t value_heads, int32_t slots)
+      : slots(slots) {
+    shape.key_heads = key_heads;
+    shape.value_heads = value_heads;
+    shape.key_dim = shape.value_dim = 128;
+    shape.conv_kernel = 4;
+    auto created = DeviceQueue::Create(0);
+    EXPECT_TRUE(created.ok()) << created.status();
+    queue_ = *std::move(created);
+    conv_ = testing::Seeded(1).Floats(Channels() * 4, 0.5);
+    a_log_ = testing::Seeded(2).Floats(value_heads, 2.5);
+    // From long memories to short ones.
+    for (float& x : a_log_) x -= 1.5f;
+    dt_bias_ = testing::Seeded(3).Floats(value_heads);
+    norm_ = testing::Seeded(4).Floats(128, 1.5);
+    ring.assign(slots * Channels() * 4, 7.0f);
+    recurrent.assign(slots * StateSize(), 7.0f);
+    plain_conv.assign(slots * Channels() * 3, 7.0f);
+    plain_recurrent = recurrent;
+  }
+
+  size_t Channels() const { return shape.channels(); }
+  size_t Values() const { return shape.value_heads * size_t{128}; }
+  size_t Columns() const {
+    return Channels() + Values() + 2 * shape.value_heads;
+  }
+  size_t StateSize() const { return Values() * 128; }
+
+  // A random state of a sequence whose next row is at `position`. What lies at
+  // that row of the ring must not be read.
+  void FillSlot(int32_t slot, int32_t position, uint32_t seed) {
+    testing::Seeded random(seed);
+    const auto conv = random.Floats(Channels() * 3);
+    const auto state = random.Floats(StateSize(), 0.1);
+    std::copy(conv.begin(), conv.end(), &plain_conv[slot * conv.size()]);
+    for (auto* to : {&recurrent, &plain_recurrent}) {
+      std::copy(state.begin(), state.end(), to->begin() + slot * state.size());
+    }
+    float* rows = &ring[slot * Channels() * 4];
+    std::fill_n(rows, Channels() * 4, std::numeric_limits<float>::quiet_NaN());
+    for (int32_t j = 0; j < 3; ++j) {
+      std::copy_n(&conv[j * Channels()],
+                  Channels(),
+                  rows + ((position + 1 + j) & 3) * Channels());
+    }
+  }
+
+  // The projected row of a sequence at each position.
+  std::vector<float> Projected(const GdnPiece& piece) const {
+    std::vector<float> out;
+    for (int32_t row = 0; row < piece.rows; ++row) {
+      const uint32_t seed =
+          piece.seed * 1000003u + (piece.position + row) * 7919u;
+      const auto values = testing::Seeded(seed).Floats(Columns());
+      out.insert(out.end(), values.begin(), values.end());
+    }
+    return out;
+  }
+
+  std::vector<float> Device(const std::vector<GdnPiece>& pieces,
+                            bool bf16 = false) {
+    std::vector<TestSequence> sequences;
+    std::vector<float> all;
+    for (const GdnPiece& piece : pieces) {
+      const auto rows = Projected(piece);
+      all.insert(all.end(), rows.begin(), rows.end());
+      TestSequence s;
+      s.rows = piece.rows;
+      s.position = piece.position;
+      s.slot_in = piece.slot_in;
+      for (int32_t row = 0; row < piece.rows; ++row) {
+        s.slots_out.push_back(piece.SlotOf(row));
+      }
+      sequences.push_back(s);
+    }
+    const TestStep step(*queue_, sequences);
+    const auto conv = Up(*queue_, conv_);
+    const auto a_log = Up(*queue_, a_log_);
+    const auto dt_bias = Up(*queue_, dt_bias_);
+    const auto norm = Up(*queue_, norm_);
+    const auto rings = Up(*queue_, ring);
+    const auto states = Up(*queue_, recurrent);
+    const auto projected = Up(*queue_, all);
+    const size_t count = step.step.rows * Values();
+    const auto y = Room(*queue_, count * (bf16 ? 2 : 4));
+    const auto scratch =
+        Room(*queue_, GdnScratchFloats(shape, step.step.rows) * sizeof(float));
+    // Not numbers: neither may be read before it is written.
+    EXPECT_TRUE(queue_->Fill(y, 0xff).ok());
+    EXPECT_TRUE(queue_->Fill(scratch, 0xff).ok());
+    const DeviceGdnWeights weights = {conv.as<float>(),
+                                      a_log.as<float>(),
+                                      dt_bias.as<float>(),
+                                      norm.as<float>()};
+    const absl::Status status =
+        DeviceGdn(queue_.get(),
+                  shape,
+                  weights,
+                  {rings.as<float>(), states.as<float>()},
+                  step.step,
+                  projected.as<float>(),
+                  scratch.as<float>(),
+                  {y.as<void>(), bf16});
+    EXPECT_TRUE(status.ok()) << status;
+    ring = Down(*queue_, rings.as<float>(), ring.size());
+    recurrent = Down(*queue_, states.as<float>(), recurrent.size());
+    if (!bf16) return Down(*queue_, y.as<float>(), count);
+    std::vector<float> out;
+    for (const uint16_t x : Down(*queue_, y.as<uint16_t>(), count)) {
+      out.push_back(std::bit_cast<float>(static_cast<uint32_t>(x) << 16));
+    }
+    return out;
+  }
+
+  std::vector<float> Plain(const std::vector<GdnPiece>& pieces) {
+    GdnWeights weights;
+    weights.conv = conv_;
+    weights.a_log = a_log_;
+    weights.dt_bias = dt_bias_;
+    weights.norm = norm_;
+    const GdnState state = {plain_conv, plain_recurrent};
+    Machine machine(Backend::kCpuPlain);
+    const size_t heads = shape.value_heads;
+    const size_t widths[4] = {Channels(), Values(), heads, heads};
+    std::vector<float> out;
+    for (const GdnPiece& piece : pieces) {
+      const auto rows = Projected(piece);
+      std::vector<float> parts[4];  // mixed, z, b, a
+      const float* at = rows.data();
+      for (int32_t row = 0; row < piece.rows; ++row) {
+        for (int i = 0; i < 4; ++i) {
+          parts[i].insert(parts[i].end(), at, at + widths[i]);
+          at += widths[i];
+        }
+      }
+      std::vector<float> y(piece.rows * Values());
+      SequenceRows sequence;
+      sequence.rows = piece.rows;
+      sequence.position = piece.position;
+      sequence.state_slot_in = piece.slot_in;
+      sequence.state_slots_out = piece.slots_out;
+      const GdnRows all = {parts[0], parts[1], parts[2], parts[3], y};
+      plain::Gdn(machine.context, shape, weights, state, sequence, all);
+      out.insert(out.end(), y.begin(), y.end());
+    }
+    return out;
+  }
+
+  int32_t slots;
+  GdnShape shape;
+  std::vector<float> ring, recurrent;              // on the device
+  std::vector<float> plain_conv, plain_recurrent;  // the plain twin's
+
+ private:
+  std::unique_ptr<DeviceQueue> queue_;
+  std::vector<float> conv_, a_log_, dt_bias_, norm_;
+};
+
+}  // namespace conclave::kernels
