@@ -13,9 +13,10 @@
 
 namespace conclave::kernels {
 
-// How a device matrix holds its numbers. 3-bit codes become kAffine4, 5 and 6
-// bits kAffine8: the same numbers.
-enum class DeviceFormat : uint8_t { kBf16, kAffine4, kAffine8, kFp8 };
+// How a device matrix holds its numbers. kAffine: scales and biases in bf16;
+// 3-bit codes become kAffine4, 5 and 6 bits kAffine8, missing biases what they
+// stand for: the same numbers. kGptq4: scales in f16, no biases.
+enum class DeviceFormat : uint8_t { kBf16, kAffine4, kAffine8, kGptq4, kFp8 };
 
 // Linears of one format and one input, repacked for tensor cores: tiles of 16
 // rows by 64 columns, a tile's columns one after the other, then the next 16
@@ -23,17 +24,16 @@ enum class DeviceFormat : uint8_t { kBf16, kAffine4, kAffine8, kFp8 };
 // of rows g and g + 8 the columns 32 (s / 2) + 8 t + 4 (s % 2) + {0, 1, 2, 3}
 // for s = 0 to 3, the A fragments of four products of 16 columns.
 //   kBf16     [s][lane] a0 a1 a2 a3 (two numbers each)
-//   kAffine4  [lane] four words, one per s: nibble i (of 0 to 3) and 4 + i of
+//   kAffine4, kGptq4
+//             [lane] four words, one per s: nibble i (of 0 to 3) and 4 + i of
 //             a word are fragment a_i
 //   kAffine8  such a tile of low nibbles, then one of high nibbles
 //   kFp8      [s / 2][lane] four words: per s bytes a0 a0 a1 a1, a2 a2 a3 a3
 // Scales: per 16 rows and group of columns [g] {row g, row g + 8}, each scale
-// and, where there are biases, bias; FP8: one per 16 rows and 128 columns.
+// and bias, kGptq4 scale alone; FP8: one per 16 rows and 128 columns.
 // Columns are filled up to 64, rows to 16, with zeros.
 struct DeviceMatrix {
   DeviceFormat format = DeviceFormat::kBf16;
-  DType scale_dtype = DType::kBF16;
-  bool biases = false;
   int32_t group = 64;    // columns of a scale
   int32_t cols = 0;      // of the linears
   int32_t units = 0;     // of 64 columns
@@ -46,7 +46,11 @@ struct DeviceMatrix {
   // [tiles] {first, count}.
   DeviceBuffer places;
 
-  uint64_t bytes() const { return data.bytes() + scales.bytes(); }
+  // Used of the two above, a multiple of `stack` each.
+  uint64_t data_bytes = 0;
+  uint64_t scale_bytes = 0;
+
+  uint64_t bytes() const { return data_bytes + scale_bytes; }
 };
 
 // What a matrix is made of, from top to bottom.

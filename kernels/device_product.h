@@ -15,6 +15,9 @@ namespace conclave::kernels {
 // group; from kWideRows rows on a weight is rounded to bf16 first). Rows in
 // float32: everything is float32. A row's bits do not depend on other rows,
 // but on which of these forms their number calls for.
+// planes: 1, or as many as DevicePlanes says: then out is [planes, rows,
+// out_cols] and the sum over planes, in their order, is the product. That
+// fills the device where a matrix has few rows.
 // `low`: null, or what rounding to bf16 lost of x, as bf16: then products are
 // near float32 (routers).
 absl::Status DeviceProduct(DeviceQueue* queue,
@@ -22,7 +25,13 @@ absl::Status DeviceProduct(DeviceQueue* queue,
                            const DeviceRows& x,
                            const void* low,
                            int32_t rows,
+                           int32_t planes,
                            float* out);
+int32_t DevicePlanes(const DeviceQueue& queue,
+                     const DeviceMatrix& matrix,
+                     int32_t rows,
+                     bool bf16);
+inline constexpr int32_t kPlanesMax = 8;
 
 // Which (row, expert) pairs a step computes, sorted by expert; made on the
 // device (device_moe.h), so that routing never visits the host.

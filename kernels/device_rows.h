@@ -21,7 +21,8 @@ absl::Status DeviceEmbed(DeviceQueue* queue,
 
 // What is added to the residual stream before a norm; either may be null.
 struct DeviceAddend {
-  const float* dense = nullptr;  // [rows, cols]
+  const float* dense = nullptr;  // [planes, rows, cols], in that order
+  int32_t planes = 1;
   // sum over the pairs of a row, in their order, of weight * pairs[place].
   const float* pairs = nullptr;  // [pairs, cols]
   const DeviceEntries* entries = nullptr;

@@ -41,7 +41,8 @@ struct DeviceDecoder::Impl {
                        const DeviceRows& x,
                        const void* low,
                        int32_t rows,
-                       float* out);
+                       float* out,
+                       int32_t* planes = nullptr);
   absl::Status Pass(const Sizes& sizes);
   absl::Status Head(const Sizes& sizes);
   absl::Status Recorded(const StepBatch& batch,
@@ -61,7 +62,8 @@ struct DeviceDecoder::Impl {
   DeviceMemory m;
   DeviceStepArrays arrays;
   std::map<Sizes, DeviceGraph> graphs;
-  uint32_t blocks = kAll;  // that are launched
+  uint32_t blocks = kAll;    // that are launched
+  int32_t mixer_planes = 1;  // of m.y
 
   // Position after the row that a slot's state was written by, [slots].
   std::vector<int32_t> next_position;
@@ -70,14 +72,21 @@ struct DeviceDecoder::Impl {
   std::vector<float> state;
 };
 
+// Into one plane, or where the linears are one matrix into *planes of them.
 absl::Status DeviceDecoder::Impl::Product(const DeviceLinears& linears,
                                           const DeviceRows& x,
                                           const void* low,
                                           int32_t rows,
-                                          float* out) {
+                                          float* out,
+                                          int32_t* planes) {
+  const int32_t parts =
+      planes == nullptr || linears.parts.size() > 1
+          ? 1
+          : kernels::DevicePlanes(*queue, linears.parts[0], rows, x.bf16);
+  if (planes != nullptr) *planes = parts;
   for (const kernels::DeviceMatrix& matrix : linears.parts) {
     RETURN_IF_ERROR(
-        kernels::DeviceProduct(queue.get(), matrix, x, low, rows, out));
+        kernels::DeviceProduct(queue.get(), matrix, x, low, rows, parts, out));
   }
   return absl::OkStatus();
 }
@@ -108,7 +117,8 @@ absl::Status DeviceDecoder::Impl::Mix(size_t index,
                                        m.mixed()));
   }
   if (!Launches(kProjections)) return absl::OkStatus();
-  return Product(layer.out, m.mixed(), nullptr, step.rows, m.y());
+  return Product(
+      layer.out, m.mixed(), nullptr, step.rows, m.y(), &mixer_planes);
 }
 
 // m.pairs = what the experts, the shared one too, say of m.u
@@ -116,10 +126,15 @@ absl::Status DeviceDecoder::Impl::Experts(
     size_t index, const kernels::DeviceEntries& entries) {
   const DeviceLayer& layer = weights.layers[index];
   if (Launches(kRouter)) {
+    int32_t planes = 1;
+    RETURN_IF_ERROR(Product(layer.router,
+                            m.u(),
+                            m.low(),
+                            entries.rows,
+                            m.router_logits(),
+                            &planes));
     RETURN_IF_ERROR(
-        Product(layer.router, m.u(), m.low(), entries.rows, m.router_logits()));
-    RETURN_IF_ERROR(
-        kernels::DeviceRoute(queue.get(), m.router_logits(), entries));
+        kernels::DeviceRoute(queue.get(), m.router_logits(), planes, entries));
   }
   if (!Launches(kExperts)) return absl::OkStatus();
   for (const kernels::DeviceExpertStack& stack : layer.experts) {
@@ -158,7 +173,9 @@ absl::Status DeviceDecoder::Impl::Layers(const kernels::DeviceStep& step,
       RETURN_IF_ERROR(Show(probe, static_cast<int32_t>(i) - 1, step.rows));
     }
     RETURN_IF_ERROR(Mix(i, step));
-    RETURN_IF_ERROR(norm({.dense = m.y()}, layer.post_attention_norm, m.low()));
+    RETURN_IF_ERROR(norm({.dense = m.y(), .planes = mixer_planes},
+                         layer.post_attention_norm,
+                         m.low()));
     RETURN_IF_ERROR(Experts(i, entries));
     RETURN_IF_ERROR(ShowRouting(probe, static_cast<int32_t>(i), entries));
     moe = {.pairs = m.pairs(), .entries = &entries};

@@ -30,6 +30,9 @@ size_t ElementBytes(KvDType dtype) {
 // Of the logits of a prompt at a time.
 constexpr size_t kLogitBytes = size_t{512} << 20;
 
+// Rows that products may give in planes (kernels/device_product.h).
+constexpr size_t kNarrowRows = 64;
+
 // Columns as products pad them.
 size_t Padded(size_t cols) {
   constexpr size_t kUnit = 64;
@@ -117,6 +120,8 @@ absl::Status DeviceMemory::AllocateArrays(DeviceQueue* queue,
                                                static_cast<int32_t>(filled)));
   const size_t groups = std::max(pairs / 8 + experts_ + 1,
                                  size_t{1});  // of kernels::GroupsMax at least
+  // Few rows may come in planes.
+  const size_t planes = size_t{kernels::kPlanesMax} * kNarrowRows;
   const auto allocate = [&](size_t bytes, DeviceBuffer* to) -> absl::Status {
     ASSIGN_OR_RETURN(*to, queue->Allocate(bytes, "arrays of a step"));
     return queue->Fill(*to, 0);
@@ -126,9 +131,9 @@ absl::Status DeviceMemory::AllocateArrays(DeviceQueue* queue,
   RETURN_IF_ERROR(allocate(rows * Padded(hidden) * sizeof(uint16_t), &low_));
   RETURN_IF_ERROR(allocate(rows * projected * sizeof(float), &projected_));
   RETURN_IF_ERROR(allocate(rows * Padded(mixed) * each, &mixed_));
-  RETURN_IF_ERROR(allocate(rows * hidden * sizeof(float), &y_));
-  RETURN_IF_ERROR(
-      allocate(rows * (experts_ + 1) * sizeof(float), &router_logits_));
+  RETURN_IF_ERROR(allocate((rows + planes) * hidden * sizeof(float), &y_));
+  RETURN_IF_ERROR(allocate((rows + planes) * (experts_ + 1) * sizeof(float),
+                           &router_logits_));
   RETURN_IF_ERROR(allocate(pairs * width * each, &expert_hidden_));
   RETURN_IF_ERROR(allocate(pairs * hidden * sizeof(float), &pairs_));
   RETURN_IF_ERROR(allocate(wanted * Padded(hidden) * each, &wanted_));

@@ -10,6 +10,7 @@ namespace {
 
 constexpr int kQuads = kHeadDim / 4;         // float4 of a head
 constexpr int kColumns = kThreads / kQuads;  // that share the parts
+constexpr int kAhead = 8;  // parts of a thread that are on their way
 static_assert(kSplitsMax <= kThreads);
 
 __global__ void __launch_bounds__(kThreads)
@@ -52,18 +53,28 @@ __global__ void __launch_bounds__(kThreads)
     total += __shfl_xor_sync(0xffffffffu, total, distance);
   }
   float4 sum = make_float4(0, 0, 0, 0);
-#pragma unroll 4
-  for (int s = column; s < job.splits; s += kColumns) {
-    const float factor = Exp2(largest_of[s] - largest);
-    // Parts without a key were not written.
-    if (factor == 0) continue;
-    const float4 one = reinterpret_cast<const float4*>(
-        job.partial +
-        (part + static_cast<size_t>(s) * kGroupHeads) * kHeadDim)[quad];
-    sum.x += factor * one.x;
-    sum.y += factor * one.y;
-    sum.z += factor * one.z;
-    sum.w += factor * one.w;
+  for (int first = column; first < job.splits; first += kColumns * kAhead) {
+    float factor[kAhead];
+    float4 one[kAhead];
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      const int s = first + i * kColumns;
+      factor[i] = s < job.splits ? Exp2(largest_of[s] - largest) : 0.0f;
+      one[i] = make_float4(0, 0, 0, 0);
+      // Parts without a key were not written.
+      if (factor[i] != 0) {
+        one[i] = reinterpret_cast<const float4*>(
+            job.partial +
+            (part + static_cast<size_t>(s) * kGroupHeads) * kHeadDim)[quad];
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      sum.x += factor[i] * one[i].x;
+      sum.y += factor[i] * one[i].y;
+      sum.z += factor[i] * one[i].z;
+      sum.w += factor[i] * one[i].w;
+    }
   }
   sums[column][quad] = sum;
   __syncthreads();

@@ -64,8 +64,8 @@ __device__ __forceinline__ void ExactUnit(const ProductArgs& p,
     for (int step = 0; step < kSteps; ++step) {
       const int col =
           unit * kUnitCols + 32 * (step / 2) + 8 * t + 4 * (step % 2);
-      const RowScales s = Scales<F>(
-          p.m, LoadScales<F>(p.m, group.scales, row, col / p.m.group, g));
+      const RowScales s =
+          Scales<F>(LoadScales<F>(p.m, group.scales, row, col / 32, g));
 #pragma unroll
       for (int f = 0; f < 4; ++f) {
 #pragma unroll

@@ -21,6 +21,7 @@ inline constexpr int kSteps = 4;  // products of 16 columns in a unit
 template <DeviceFormat F>
 inline constexpr int kPieces = F == DeviceFormat::kBf16      ? 4
                                : F == DeviceFormat::kAffine4 ? 1
+                               : F == DeviceFormat::kGptq4   ? 1
                                                              : 2;
 template <DeviceFormat F>
 inline constexpr int kUnitBytes = kPieces<F>* kLanes * 16;
@@ -29,7 +30,7 @@ template <DeviceFormat F>
 inline constexpr int kPlanes = F == DeviceFormat::kAffine8 ? 2 : 1;
 template <DeviceFormat F>
 inline constexpr bool kIsAffine =
-    F == DeviceFormat::kAffine4 || F == DeviceFormat::kAffine8;
+    F != DeviceFormat::kBf16&& F != DeviceFormat::kFp8;
 
 // Weights are read once: past the first-level cache, where rows live.
 __device__ __forceinline__ uint4 LoadStreaming(const void* from) {
@@ -53,13 +54,42 @@ __device__ __forceinline__ void MultiplyAdd(float (&d)[4],
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-// Codes q of 4 bits as bf16 numbers 128 + q, exact; Decode takes 128 off.
+// d = a b
+__device__ __forceinline__ void Multiply(float (&d)[4],
+                                         const uint32_t (&a)[4],
+                                         uint32_t b0,
+                                         uint32_t b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+      "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%10,%10,%10};"
+      : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+      : "r"(a[0]),
+        "r"(a[1]),
+        "r"(a[2]),
+        "r"(a[3]),
+        "r"(b0),
+        "r"(b1),
+        "f"(0.0f));
+}
+
+// Codes q of 4 bits as bf16 numbers 128 + q, exact: (word & mask) | offset in
+// one instruction, which the compiler makes two of when both are constants.
+__device__ __forceinline__ uint32_t NibblePair(uint32_t word) {
+  uint32_t out;
+  asm("{\n"
+      ".reg .b32 offset;\n"
+      "mov.b32 offset, 0x43004300;\n"
+      "lop3.b32 %0, %1, 0x000f000f, offset, 0xea;\n"
+      "}"
+      : "=r"(out)
+      : "r"(word));
+  return out;
+}
+
 __device__ __forceinline__ void NibbleFragments(uint32_t word,
                                                 uint32_t (&a)[4]) {
-  constexpr uint32_t kMask = 0x000f000f;
-  constexpr uint32_t kOffset = 0x43004300;  // 128, twice
 #pragma unroll
-  for (int i = 0; i < 4; ++i) a[i] = ((word >> (4 * i)) & kMask) | kOffset;
+  for (int i = 0; i < 4; ++i) a[i] = NibblePair(word >> (4 * i));
 }
 
 // Two e4m3 numbers in bytes `first` and `first + 1` of a word as bf16 numbers
@@ -92,9 +122,11 @@ __device__ __forceinline__ void Fragments(const uint4 (&raw)[kPieces<F>],
   }
 }
 
-__device__ __forceinline__ float HalfToFloat(uint16_t bits, bool f16) {
-  return f16 ? __half2float(__ushort_as_half(bits))
-             : __uint_as_float(static_cast<uint32_t>(bits) << 16);
+__device__ __forceinline__ float Bf16ToFloat(uint32_t bits) {
+  return __uint_as_float(bits << 16);
+}
+__device__ __forceinline__ float F16ToFloat(uint32_t bits) {
+  return __half2float(__ushort_as_half(static_cast<uint16_t>(bits)));
 }
 
 // Scale and bias of rows g and g + 8 of a tile, for one group of columns.
@@ -110,10 +142,11 @@ struct MatrixArgs {
   const int2* places;
   int32_t tiles;
   int32_t units;
-  int32_t group;
   int32_t out_cols;
-  bool f16;
-  bool biases;
+  // Half a unit is 32 columns: half i has the scales i >> group_shift of the
+  // scale_groups that a tile has.
+  int32_t group_shift;
+  int32_t scale_groups;
   // Bytes from one matrix of the stack to the next.
   uint64_t data_stride;
   uint64_t scale_stride;
@@ -121,42 +154,42 @@ struct MatrixArgs {
 
 MatrixArgs ArgsOf(const DeviceMatrix& matrix);
 
-__host__ __device__ __forceinline__ int ScaleGroups(const MatrixArgs& m) {
-  return (m.units * kUnitCols + m.group - 1) / m.group;
-}
-
-// Raw scales of a lane: {scale, bias} of rows g and g + 8.
+// Raw scales of a lane for half a unit: {scale, bias} of rows g and g + 8.
 template <DeviceFormat F>
 __device__ __forceinline__ uint2 LoadScales(
-    const MatrixArgs& m, const uint8_t* scales, int tile, int group, int g) {
+    const MatrixArgs& m, const uint8_t* scales, int tile, int half, int g) {
+  const int64_t group =
+      static_cast<int64_t>(tile) * m.scale_groups + (half >> m.group_shift);
   if constexpr (F == DeviceFormat::kBf16) {
     return {0, 0};
   } else if constexpr (F == DeviceFormat::kFp8) {
-    const auto at = static_cast<int64_t>(tile) * ScaleGroups(m) + group;
-    return {__ldg(reinterpret_cast<const uint16_t*>(scales) + at), 0};
+    return {__ldg(reinterpret_cast<const uint16_t*>(scales) + group), 0};
   } else {
-    const auto at =
-        (static_cast<int64_t>(tile) * ScaleGroups(m) + group) * 8 + g;
-    if (m.biases) return __ldg(reinterpret_cast<const uint2*>(scales) + at);
-    const uint32_t both = __ldg(reinterpret_cast<const uint32_t*>(scales) + at);
-    return {both & 0xffff, both >> 16};
+    const int64_t at = group * 8 + g;
+    if constexpr (F == DeviceFormat::kGptq4) {
+      return {__ldg(reinterpret_cast<const uint32_t*>(scales) + at), 0};
+    } else {
+      return __ldg(reinterpret_cast<const uint2*>(scales) + at);
+    }
   }
 }
 
 template <DeviceFormat F>
-__device__ __forceinline__ RowScales Scales(const MatrixArgs& m, uint2 raw) {
+__device__ __forceinline__ RowScales Scales(uint2 raw) {
   RowScales out = {};
   if constexpr (F == DeviceFormat::kFp8) {
-    out.scale[0] = out.scale[1] = HalfToFloat(raw.x & 0xffff, false);
+    out.scale[0] = out.scale[1] = Bf16ToFloat(raw.x);
+  } else if constexpr (F == DeviceFormat::kGptq4) {
+    constexpr float kMiddle = 8.0f;  // of the codes: zero
+    out.scale[0] = F16ToFloat(raw.x & 0xffff);
+    out.scale[1] = F16ToFloat(raw.x >> 16);
+    out.bias[0] = -kMiddle * out.scale[0];
+    out.bias[1] = -kMiddle * out.scale[1];
   } else if constexpr (kIsAffine<F>) {
-    // Without biases the middle of the codes is zero.
-    constexpr float kMiddle = F == DeviceFormat::kAffine4 ? 8.0f : 128.0f;
-    out.scale[0] = HalfToFloat(raw.x & 0xffff, m.f16);
-    out.scale[1] = HalfToFloat(raw.y & 0xffff, m.f16);
-    out.bias[0] =
-        m.biases ? HalfToFloat(raw.x >> 16, m.f16) : -kMiddle * out.scale[0];
-    out.bias[1] =
-        m.biases ? HalfToFloat(raw.y >> 16, m.f16) : -kMiddle * out.scale[1];
+    out.scale[0] = Bf16ToFloat(raw.x);
+    out.scale[1] = Bf16ToFloat(raw.y);
+    out.bias[0] = __uint_as_float(raw.x & 0xffff0000u);
+    out.bias[1] = __uint_as_float(raw.y & 0xffff0000u);
   }
   return out;
 }

@@ -47,15 +47,21 @@ __global__ void MakeUp(
   }
 }
 
-__global__ void MakeUpScales(
-    uint16_t* out, uint64_t count, bool biases, float scale, float bias) {
+__global__ void MakeUpScales(uint16_t* out,
+                             uint64_t count,
+                             bool biases,
+                             bool f16,
+                             float scale,
+                             float bias) {
   const uint64_t step = static_cast<uint64_t>(gridDim.x) * blockDim.x;
   for (uint64_t i =
            static_cast<uint64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
        i < count;
        i += step) {
     const bool is_bias = biases && i % 2 == 1;
-    out[i] = __bfloat16_as_ushort(__float2bfloat16(is_bias ? bias : scale));
+    const float value = is_bias ? bias : scale;
+    out[i] = f16 ? __half_as_ushort(__float2half(value))
+                 : __bfloat16_as_ushort(__float2bfloat16(value));
   }
 }
 
@@ -86,6 +92,7 @@ absl::Status FillMadeUpTable(DeviceQueue* queue,
         static_cast<uint16_t*>(const_cast<void*>(to)),
         scales,
         false,
+        false,
         value,
         0.0f);
   };
@@ -105,7 +112,7 @@ absl::Status FillMadeUp(DeviceQueue* queue,
                    kOfFp8 = 0.55;
   const double deviation = gain / std::sqrt(static_cast<double>(to->cols));
   const auto stream = static_cast<cudaStream_t>(queue->stream());
-  const uint64_t words = to->data.bytes() / sizeof(uint64_t);
+  const uint64_t words = to->data_bytes / sizeof(uint64_t);
   cuda::MakeUp<<<kBlocks, cuda::kThreads, 0, stream>>>(
       to->data.as<uint64_t>(),
       words,
@@ -114,18 +121,20 @@ absl::Status FillMadeUp(DeviceQueue* queue,
       static_cast<float>(deviation / kOfUnit));
   double scale = deviation / kOfFp8;
   double bias = 0;
-  if (to->format == DeviceFormat::kAffine4) {
+  if (to->format == DeviceFormat::kAffine4 ||
+      to->format == DeviceFormat::kGptq4) {
     scale = deviation / kOf4Bits;
     bias = -7.5 * scale;
   } else if (to->format == DeviceFormat::kAffine8) {
     scale = deviation / kOf8Bits;
     bias = -127.5 * scale;
   }
-  if (to->scales.bytes() > 0) {
+  if (to->scale_bytes > 0) {
     cuda::MakeUpScales<<<kBlocks, cuda::kThreads, 0, stream>>>(
         to->scales.as<uint16_t>(),
-        to->scales.bytes() / sizeof(uint16_t),
-        to->biases,
+        to->scale_bytes / sizeof(uint16_t),
+        to->format != DeviceFormat::kGptq4 && to->format != DeviceFormat::kFp8,
+        to->format == DeviceFormat::kGptq4,
         static_cast<float>(scale),
         static_cast<float>(bias));
   }

@@ -14,17 +14,19 @@ namespace conclave::kernels {
 namespace cuda {
 
 MatrixArgs ArgsOf(const DeviceMatrix& m) {
+  constexpr int kHalf = kUnitCols / 2;
   return {.data = m.data.as<uint8_t>(),
           .scales = m.scales.as<uint8_t>(),
           .places = m.places.as<int2>(),
           .tiles = m.tiles,
           .units = m.units,
-          .group = m.group,
           .out_cols = m.out_cols,
-          .f16 = m.scale_dtype == DType::kF16,
-          .biases = m.biases,
-          .data_stride = m.data.bytes() / m.stack,
-          .scale_stride = m.scales.bytes() / m.stack};
+          .group_shift = m.group >= 4 * kHalf   ? 2
+                         : m.group >= 2 * kHalf ? 1
+                                                : 0,
+          .scale_groups = (m.units * kUnitCols + m.group - 1) / m.group,
+          .data_stride = m.data_bytes / m.stack,
+          .scale_stride = m.scale_bytes / m.stack};
 }
 
 namespace {
@@ -54,7 +56,7 @@ struct Target {
   int32_t tile_step;
   int32_t units;
   int32_t group;
-  bool biases;
+  bool scales_only;  // no biases
 };
 
 __device__ uint32_t CodeAt(const Raw& w, int64_t row, int64_t col) {
@@ -125,26 +127,36 @@ __global__ void RepackData(Raw w, Target to) {
   }
 }
 
-// Block tile; threads over (group, g).
+// Block tile; threads over (group, g). A group of the target lies in one of the
+// weight's, which may be larger.
 __global__ void RepackScales(Raw w, Target to, int groups) {
   const int tile = to.first_tile + blockIdx.x * to.tile_step;
   const int row0 = blockIdx.x * kTileRows;
   const int64_t base = static_cast<int64_t>(tile) * groups;
-  const auto half = [&](const uint16_t* from, int row, int group) -> uint32_t {
-    if (row >= w.rows || group >= w.scale_stride || from == nullptr) return 0;
-    return from[row * w.scale_stride + group];
+  const auto scale = [&](int row, int group) -> uint32_t {
+    const int from = group * to.group / w.group;
+    if (row >= w.rows || from * w.group >= w.cols) return 0;
+    return w.scales[row * w.scale_stride + from];
+  };
+  // A missing bias makes the middle code zero; a power of two is exact.
+  const auto bias = [&](int row, int group) -> uint32_t {
+    const int from = group * to.group / w.group;
+    if (row >= w.rows || from * w.group >= w.cols) return 0;
+    if (w.biases != nullptr) return w.biases[row * w.scale_stride + from];
+    const float value =
+        -Bf16ToFloat(scale(row, group)) * static_cast<float>(1 << (w.bits - 1));
+    return __bfloat16_as_ushort(__float2bfloat16(value));
   };
   for (int i = threadIdx.x; i < groups * 8; i += blockDim.x) {
     const int group = i / 8;
     const int row = row0 + i % 8;
-    if (to.biases) {
-      reinterpret_cast<uint2*>(to.scales)[base * 8 + i] = {
-          half(w.scales, row, group) | half(w.biases, row, group) << 16,
-          half(w.scales, row + 8, group) | half(w.biases, row + 8, group)
-                                               << 16};
-    } else {
+    if (to.scales_only) {
       reinterpret_cast<uint32_t*>(to.scales)[base * 8 + i] =
-          half(w.scales, row, group) | half(w.scales, row + 8, group) << 16;
+          scale(row, group) | scale(row + 8, group) << 16;
+    } else {
+      reinterpret_cast<uint2*>(to.scales)[base * 8 + i] = {
+          scale(row, group) | bias(row, group) << 16,
+          scale(row + 8, group) | bias(row + 8, group) << 16};
     }
   }
 }
@@ -183,11 +195,14 @@ namespace {
 using cuda::kTileRows;
 using cuda::kUnitCols;
 
+constexpr uint64_t kTilesPast = 3;
+
 int32_t TilesOf(int64_t rows) {
   return static_cast<int32_t>((rows + kTileRows - 1) / kTileRows);
 }
 
 absl::StatusOr<DeviceFormat> FormatOf(const WeightLayout& layout) {
+  const bool f16 = layout.scale_dtype == DType::kF16;
   switch (layout.dtype) {
     case DType::kBF16:
       return DeviceFormat::kBf16;
@@ -196,6 +211,9 @@ absl::StatusOr<DeviceFormat> FormatOf(const WeightLayout& layout) {
       return DeviceFormat::kFp8;
     case DType::kU32:
       if (layout.group % 32 != 0) break;
+      if (f16 && layout.bits == 4 && !layout.biases)
+        return DeviceFormat::kGptq4;
+      if (f16) break;
       return layout.bits <= 4 ? DeviceFormat::kAffine4 : DeviceFormat::kAffine8;
     default:
       break;
@@ -203,9 +221,16 @@ absl::StatusOr<DeviceFormat> FormatOf(const WeightLayout& layout) {
   return absl::InvalidArgumentError(
       absl::StrCat("weights of ",
                    std::string(Name(layout.dtype)),
+                   layout.dtype == DType::kU32
+                       ? absl::StrCat(" (",
+                                      layout.bits,
+                                      " bits, scales in ",
+                                      std::string(Name(layout.scale_dtype)),
+                                      ")")
+                       : "",
                    " in groups of ",
                    layout.group,
-                   " have no form on the GPU; use the CPU backend"));
+                   " have no form on the GPU; use --backend cpu"));
 }
 
 uint64_t UnitBytesOf(DeviceFormat format) {
@@ -214,10 +239,16 @@ uint64_t UnitBytesOf(DeviceFormat format) {
     case DeviceFormat::kBf16:
       return kCodes * 2;
     case DeviceFormat::kAffine4:
+    case DeviceFormat::kGptq4:
       return kCodes / 2;
     default:
       return kCodes;
   }
+}
+
+// Affine codes in bf16 scales can become wider codes in smaller groups.
+bool Widens(DeviceFormat format) {
+  return format == DeviceFormat::kAffine4 || format == DeviceFormat::kAffine8;
 }
 
 // Everything but the memory.
@@ -228,20 +259,25 @@ absl::StatusOr<DeviceMatrix> Shape(const MatrixPlan& plan) {
   const WeightLayout& first = plan.parts[0];
   DeviceMatrix out;
   ASSIGN_OR_RETURN(out.format, FormatOf(first));
-  for (const WeightLayout& part : plan.parts) {
-    if (!CanShare(first, part) ||
-        (plan.interleaved && part.rows != first.rows)) {
-      return absl::InvalidArgumentError(
-          "its parts are stored in different ways");
-    }
-    out.tiles += TilesOf(part.rows);
-    out.out_cols += static_cast<int32_t>(part.rows);
-  }
-  out.scale_dtype = first.scale_dtype;
-  out.biases = first.dtype == DType::kU32 && first.biases;
   out.group = first.dtype == DType::kU32      ? first.group
               : first.dtype == DType::kF8E4M3 ? cuda::kFp8Cols
                                               : kUnitCols;
+  for (const WeightLayout& part : plan.parts) {
+    ASSIGN_OR_RETURN(const DeviceFormat format, FormatOf(part));
+    if (part.cols != first.cols ||
+        (plan.interleaved && part.rows != first.rows) ||
+        (!CanShare(first, part) && !(Widens(format) && Widens(out.format)))) {
+      return absl::InvalidArgumentError(
+          "its parts are stored in different ways");
+    }
+    if (format == DeviceFormat::kAffine8) out.format = format;
+    if (part.dtype == DType::kU32) out.group = std::min(out.group, part.group);
+    out.tiles += TilesOf(part.rows);
+    out.out_cols += static_cast<int32_t>(part.rows);
+  }
+  // Scales of more than two units come again and again.
+  constexpr int32_t kGroupMax = 2 * kUnitCols;
+  out.group = std::min(out.group, kGroupMax);
   out.cols = static_cast<int32_t>(first.cols);
   out.units = (out.cols + kUnitCols - 1) / kUnitCols;
   out.stack = plan.stack;
@@ -258,7 +294,8 @@ uint64_t ScaleBytes(const DeviceMatrix& m) {
   const uint64_t groups = (m.units * kUnitCols + m.group - 1) / m.group;
   const uint64_t lines = groups * m.tiles * m.stack;
   if (m.format == DeviceFormat::kFp8) return lines * sizeof(uint16_t);
-  return lines * kTileRows * sizeof(uint16_t) * (m.biases ? 2 : 1);
+  const uint64_t numbers = m.format == DeviceFormat::kGptq4 ? 1 : 2;
+  return lines * kTileRows * sizeof(uint16_t) * numbers;
 }
 
 std::vector<int2> Places(const MatrixPlan& plan, const DeviceMatrix& m) {
@@ -285,10 +322,7 @@ bool CanShare(const WeightLayout& a, const WeightLayout& b) {
   const auto format_a = FormatOf(a);
   const auto format_b = FormatOf(b);
   return format_a.ok() && format_b.ok() && *format_a == *format_b &&
-         a.cols == b.cols && a.group == b.group && a.biases == b.biases &&
-         (a.dtype == DType::kBF16 || a.scale_dtype == b.scale_dtype) &&
-         // Without biases the bits decide where the middle is.
-         (a.dtype != DType::kU32 || a.biases || a.bits == b.bits);
+         a.cols == b.cols && a.group == b.group;
 }
 
 uint64_t MatrixBytes(const MatrixPlan& plan) {
@@ -305,13 +339,18 @@ absl::StatusOr<DeviceMatrix> MakeMatrix(DeviceQueue* queue,
                         absl::StrCat(what, ": ", shape.status().message()));
   }
   DeviceMatrix out = std::move(*shape);
-  if (!out.biases && out.format == DeviceFormat::kAffine8 &&
-      plan.parts[0].bits != 8) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(what, ": 5 and 6 bits without biases are not known"));
-  }
-  ASSIGN_OR_RETURN(out.data, queue->Allocate(DataBytes(out), what));
-  ASSIGN_OR_RETURN(out.scales, queue->Allocate(ScaleBytes(out), what));
+  out.data_bytes = DataBytes(out);
+  out.scale_bytes = ScaleBytes(out);
+  // Kernels read a few tiles at a time, past the last one too.
+  const uint64_t lines = static_cast<uint64_t>(out.tiles) * out.stack;
+  ASSIGN_OR_RETURN(
+      out.data,
+      queue->Allocate(out.data_bytes + kTilesPast * out.data_bytes / lines,
+                      what));
+  ASSIGN_OR_RETURN(
+      out.scales,
+      queue->Allocate(out.scale_bytes + kTilesPast * out.scale_bytes / lines,
+                      what));
   const std::vector<int2> places = Places(plan, out);
   ASSIGN_OR_RETURN(out.places,
                    queue->Allocate(places.size() * sizeof(int2), what));
@@ -375,14 +414,14 @@ absl::Status MatrixLoader::Load(const WeightView& weight,
       .first_row = static_cast<int32_t>(weight.first_row)};
   const cuda::Target target{
       .data = to->data.as<uint8_t>() +
-              static_cast<uint64_t>(index) * (to->data.bytes() / to->stack),
+              static_cast<uint64_t>(index) * (to->data_bytes / to->stack),
       .scales = to->scales.as<uint8_t>() +
-                static_cast<uint64_t>(index) * (to->scales.bytes() / to->stack),
+                static_cast<uint64_t>(index) * (to->scale_bytes / to->stack),
       .first_tile = first,
       .tile_step = plan.interleaved ? 2 : 1,
       .units = to->units,
       .group = to->group,
-      .biases = to->biases};
+      .scales_only = to->format == DeviceFormat::kGptq4};
   const int32_t tiles = TilesOf(weight.rows);
   switch (to->format) {
     case DeviceFormat::kBf16:
@@ -391,6 +430,8 @@ absl::Status MatrixLoader::Load(const WeightView& weight,
       return cuda::Repack<DeviceFormat::kAffine4>(queue_, from, target, tiles);
     case DeviceFormat::kAffine8:
       return cuda::Repack<DeviceFormat::kAffine8>(queue_, from, target, tiles);
+    case DeviceFormat::kGptq4:
+      return cuda::Repack<DeviceFormat::kGptq4>(queue_, from, target, tiles);
     case DeviceFormat::kFp8:
       return cuda::Repack<DeviceFormat::kFp8>(queue_, from, target, tiles);
   }

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Routing: docs/qwen3.5-moe 3.5, and the sorting of its pairs by expert.
+#include <algorithm>
+
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
 #include "kernels/cuda/fragments.cuh"
@@ -28,18 +30,38 @@ __device__ float WarpSum(float x) {
   return x;
 }
 
+struct Logits {
+  const float* at;
+  int32_t planes;
+  int64_t plane_stride;
+
+  __device__ float operator()(int64_t i) const {
+    // All on their way at once.
+    float value[kPlanesMax];
+#pragma unroll
+    for (int j = 0; j < kPlanesMax; ++j) {
+      value[j] = j < planes ? at[j * plane_stride + i] : 0.0f;
+    }
+    float sum = value[0];
+#pragma unroll
+    for (int j = 1; j < kPlanesMax; ++j) sum += value[j];
+    return sum;
+  }
+};
+
 // The chosen experts of one row, by one warp; lane l holds experts l, l + 32...
 template <int PerLane>
-__device__ void TopK(const float* logits, const DeviceEntries& e, int row) {
+__device__ void TopK(const Logits& logits, const DeviceEntries& e, int row) {
   const int lane = threadIdx.x % kLanes;
   const int experts = e.experts - 1;
   const int top_k = e.per_row - 1;
+  const int64_t first = static_cast<int64_t>(row) * e.experts;
   float p[PerLane];
   float largest = -INFINITY;
 #pragma unroll
   for (int i = 0; i < PerLane; ++i) {
     const int expert = i * kLanes + lane;
-    p[i] = expert < experts ? logits[expert] : -INFINITY;
+    p[i] = expert < experts ? logits(first + expert) : -INFINITY;
     largest = fmaxf(largest, p[i]);
   }
   largest = WarpMax(largest);
@@ -84,22 +106,24 @@ __device__ void TopK(const float* logits, const DeviceEntries& e, int row) {
   }
   if (lane == 0) {
     e.expert[base + top_k] = experts;
-    e.weight[base + top_k] = 1.0f / (1.0f + expf(-logits[experts]));
+    e.weight[base + top_k] = 1.0f / (1.0f + expf(-logits(first + experts)));
   }
 }
 
-__device__ void TopKOfAny(const float* logits,
+__device__ void TopKOfAny(const Logits& logits,
                           const DeviceEntries& e,
                           int row) {
-  const float* mine = logits + static_cast<int64_t>(row) * e.experts;
-  if (e.experts - 1 <= 256) {
-    TopK<8>(mine, e, row);
+  constexpr int kFew = 8, kSome = 16;  // experts of a lane
+  if (e.experts - 1 <= kFew * kLanes) {
+    TopK<kFew>(logits, e, row);
+  } else if (e.experts - 1 <= kSome * kLanes) {
+    TopK<kSome>(logits, e, row);
   } else {
-    TopK<kPerLane>(mine, e, row);
+    TopK<kPerLane>(logits, e, row);
   }
 }
 
-__global__ void Choose(const float* logits, DeviceEntries e) {
+__global__ void Choose(Logits logits, DeviceEntries e) {
   WaitForKernelBefore();
   LetNextKernelBegin();
   const int row =
@@ -107,7 +131,7 @@ __global__ void Choose(const float* logits, DeviceEntries e) {
   if (row < e.rows) TopKOfAny(logits, e, row);
 }
 
-// Exclusive sums of value[0 .. n), by the whole block; n <= kSortThreads.
+// Exclusive sums over the threads of a block.
 __device__ int ExclusiveSum(int value, int* warp_sums, int* total) {
   const int lane = threadIdx.x % kLanes;
   const int warp = threadIdx.x / kLanes;
@@ -120,7 +144,8 @@ __device__ int ExclusiveSum(int value, int* warp_sums, int* total) {
   if (lane == kLanes - 1) warp_sums[warp] = sum;
   __syncthreads();
   if (warp == 0) {
-    const int mine = warp_sums[lane];
+    const int warps = static_cast<int>(blockDim.x) / kLanes;
+    const int mine = lane < warps ? warp_sums[lane] : 0;
     int all = mine;
 #pragma unroll
     for (int i = 1; i < kLanes; i *= 2) {
@@ -138,7 +163,7 @@ __device__ int ExclusiveSum(int value, int* warp_sums, int* total) {
 
 // One block. With `choose` it routes first.
 __global__ void __launch_bounds__(kSortThreads)
-    Sort(const float* logits, DeviceEntries e, bool choose) {
+    Sort(Logits logits, DeviceEntries e, bool choose) {
   __shared__ int counts[kSortThreads];
   __shared__ int next[kSortThreads];
   __shared__ int warp_sums[kLanes];
@@ -148,14 +173,13 @@ __global__ void __launch_bounds__(kSortThreads)
   const int thread = static_cast<int>(threadIdx.x);
   counts[thread] = 0;
   if (choose) {
-    for (int row = thread / kLanes; row < e.rows;
-         row += kSortThreads / kLanes) {
+    for (int row = thread / kLanes; row < e.rows; row += blockDim.x / kLanes) {
       TopKOfAny(logits, e, row);
     }
   }
   __syncthreads();
   const int pairs = e.rows * e.per_row;
-  for (int i = thread; i < pairs; i += kSortThreads) {
+  for (int i = thread; i < pairs; i += blockDim.x) {
     atomicAdd(&counts[e.expert[i]], 1);
   }
   __syncthreads();
@@ -174,7 +198,7 @@ __global__ void __launch_bounds__(kSortThreads)
   if (thread == 0) *e.group_count = total;
   __syncthreads();
   // The order of an expert's pairs decides no bit: each is a column alone.
-  for (int i = thread; i < pairs; i += kSortThreads) {
+  for (int i = thread; i < pairs; i += blockDim.x) {
     const int at = atomicAdd(&next[e.expert[i]], 1);
     e.row[at] = i / e.per_row;
     e.place[i] = at;
@@ -185,9 +209,12 @@ __global__ void __launch_bounds__(kSortThreads)
 }  // namespace cuda
 
 absl::Status DeviceRoute(DeviceQueue* queue,
-                         const float* logits,
+                         const float* products,
+                         int32_t planes,
                          const DeviceEntries& entries) {
   using cuda::kLanes;
+  const cuda::Logits logits{
+      products, planes, int64_t{entries.rows} * entries.experts};
   if (entries.experts > cuda::kSortThreads ||
       entries.per_row - 1 > cuda::kTopKMax ||
       entries.per_row > entries.experts) {
@@ -210,10 +237,16 @@ absl::Status DeviceRoute(DeviceQueue* queue,
                      logits,
                      entries));
   }
+  // A thread for every expert, a warp for every row.
+  const int32_t least = std::max(entries.experts, kLanes * entries.rows);
+  const int32_t threads =
+      together
+          ? std::min((least + kLanes - 1) / kLanes * kLanes, cuda::kSortThreads)
+          : cuda::kSortThreads;
   return cuda::Launch(queue,
                       "sorting pairs",
                       cuda::Sort,
-                      {.blocks = dim3(1), .threads = dim3(cuda::kSortThreads)},
+                      {.blocks = dim3(1), .threads = dim3(threads)},
                       logits,
                       entries,
                       together);

@@ -10,17 +10,30 @@
 namespace conclave::kernels::cuda {
 
 // Units of a warp that are on their way at a time: some 12 KiB.
-template <DeviceFormat F, int R>
-inline constexpr int kRing =
-    (12 << 10) / (kUnitBytes<F> * R)<2 ? 2 : (12 << 10) / (kUnitBytes<F> * R)> 8
-        ? 8
-        : (12 << 10) / (kUnitBytes<F> * R);
+constexpr int RingOf(int unit_bytes) {
+  constexpr int kBytes = 12 << 10;
+  return kBytes / unit_bytes < 2 ? 2 : kBytes / unit_bytes;
+}
+
+inline constexpr int kWarpsMax = 4;  // of a block
+// Blocks of a multiprocessor, which their registers must leave room for.
+template <int N>
+inline constexpr int kBlocksOf = N == 1   ? 4
+                                 : N == 2 ? 3
+                                          : 2;
 
 __device__ __forceinline__ void CopyAsync16(void* to, const void* from) {
   const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(to));
   asm volatile(
       "cp.async.cg.shared.global.L2::256B [%0], [%1], 16;" ::"r"(address),
       "l"(from));
+}
+template <int Bytes>  // 4 or 8
+__device__ __forceinline__ void CopyAsync(void* to, const void* from) {
+  const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(to));
+  asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(address),
+               "l"(from),
+               "n"(Bytes));
 }
 __device__ __forceinline__ void CommitCopies() {
   asm volatile("cp.async.commit_group;");
@@ -37,10 +50,24 @@ struct Sums {
   float rows[N][4];  // of x alone, the same in every weight row
 };
 
-template <DeviceFormat F, int R, int N>
+// Bytes of the scales of one row pair (g, g + 8) and group; through the ring
+// where a lane can copy them.
+template <DeviceFormat F>
+inline constexpr int kPairBytes = F == DeviceFormat::kGptq4 ? 4
+                                  : kIsAffine<F>            ? 8
+                                                            : 0;
+
+template <int N>
+struct RowPointers {
+  const __nv_bfloat16* at[N];  // null: no such row
+};
+
+template <DeviceFormat F, int R, int N, bool WithLow>
 struct Narrow {
-  static constexpr int kSlotBytes = R * kUnitBytes<F>;
-  static constexpr int kStages = kRing<F, R>;
+  static constexpr int kWeightBytes = R * kUnitBytes<F>;
+  static constexpr int kScaleBytes = R * 8 * kPairBytes<F>;  // of half a unit
+  static constexpr int kSlotBytes = kWeightBytes + 2 * kScaleBytes;
+  static constexpr int kStages = RingOf(kSlotBytes);
 
   static constexpr size_t SharedBytes(int warps) {
     const size_t ring = size_t(warps) * kStages * kSlotBytes;
@@ -49,43 +76,62 @@ struct Narrow {
   }
 
   const ProductArgs& p;
-  const RowGroup& group;
-  uint8_t* ring;  // of this warp
-  int tile;       // first of R
+  const uint8_t* from;    // this lane's piece of the first tile
+  const uint8_t* scales;  // of the expert
+  uint8_t* ring;          // the warp's first slot
+  int tile;               // first of R
   int lane, g, t;
   float total[R][N][4] = {};
 
   __device__ __forceinline__ void Fetch(int unit, int stage) const {
+    const int tile_bytes = p.m.units * kUnitBytes<F>;
+    const uint8_t* piece = from + unit * kUnitBytes<F>;
+    uint8_t* slot = ring + stage * kSlotBytes;
+    uint8_t* to = slot + lane * 16;
 #pragma unroll
     for (int r = 0; r < R; ++r) {
-      // The last block may have fewer tiles; its surplus reads the last one.
-      const int64_t at =
-          static_cast<int64_t>(min(tile + r, p.m.tiles - 1)) * p.m.units + unit;
-      const uint8_t* from = group.data + at * kUnitBytes<F> + lane * 16;
-      uint8_t* to = ring + stage * kSlotBytes + r * kUnitBytes<F> + lane * 16;
 #pragma unroll
       for (int i = 0; i < kPieces<F>; ++i) {
-        CopyAsync16(to + i * kLanes * 16, from + i * kLanes * 16);
+        CopyAsync16(
+            to + r * kUnitBytes<F> + i * kLanes * 16,
+            piece + static_cast<int64_t>(r) * tile_bytes + i * kLanes * 16);
+      }
+    }
+    if constexpr (kIsAffine<F>) {
+      if (lane >= R * 8) return;
+      const int64_t line =
+          static_cast<int64_t>(tile + lane / 8) * p.m.scale_groups;
+      const int halves = p.m.group_shift == 0 ? 2 : 1;
+      for (int half = 0; half < halves; ++half) {
+        const int64_t group = line + ((2 * unit + half) >> p.m.group_shift);
+        CopyAsync<kPairBytes<F>>(
+            slot + kWeightBytes + half * kScaleBytes + lane * kPairBytes<F>,
+            scales + (group * 8 + lane % 8) * kPairBytes<F>);
       }
     }
   }
 
-  __device__ __forceinline__ void FetchScales(int unit,
-                                              uint2 (&raw)[R][2]) const {
-    if constexpr (F == DeviceFormat::kBf16) return;
-#pragma unroll
-    for (int r = 0; r < R; ++r) {
-      const int row = min(tile + r, p.m.tiles - 1);
-      const int first = unit * kUnitCols / p.m.group;
-      raw[r][0] = LoadScales<F>(p.m, group.scales, row, first, g);
-      if (p.m.group < kUnitCols) {
-        raw[r][1] = LoadScales<F>(p.m, group.scales, row, first + 1, g);
+  // Of half a unit that has arrived; FP8: from memory.
+  __device__ __forceinline__ RowScales ScalesOf(int stage,
+                                                int unit,
+                                                int half,
+                                                int r) const {
+    if constexpr (kIsAffine<F>) {
+      const uint8_t* from = ring + stage * kSlotBytes + kWeightBytes +
+                            half * kScaleBytes + (r * 8 + g) * kPairBytes<F>;
+      if constexpr (F == DeviceFormat::kGptq4) {
+        return Scales<F>({*reinterpret_cast<const uint32_t*>(from), 0});
+      } else {
+        return Scales<F>(*reinterpret_cast<const uint2*>(from));
       }
+    } else {
+      return Scales<F>(
+          LoadScales<F>(p.m, scales, tile + r, 2 * unit + half, g));
     }
   }
 
   // Rows of x at the columns of a unit: 8 numbers per half.
-  __device__ __forceinline__ void FetchRows(const __nv_bfloat16* const (&x)[N],
+  __device__ __forceinline__ void FetchRows(const RowPointers<N>& x,
                                             int unit,
                                             uint4 (&out)[N][2]) const {
 #pragma unroll
@@ -93,84 +139,87 @@ struct Narrow {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         out[n][half] = {0, 0, 0, 0};
-        if (x[n] != nullptr) {
+        if (x.at[n] != nullptr) {
           out[n][half] = *reinterpret_cast<const uint4*>(
-              x[n] + unit * kUnitCols + 32 * half + 8 * t);
+              x.at[n] + unit * kUnitCols + 32 * half + 8 * t);
         }
       }
     }
   }
 
-  __device__ __forceinline__ void Scale(const RowScales (&s)[R],
-                                        Sums<R, N>& sums) {
+  __device__ __forceinline__ void Scale(int stage,
+                                        int unit,
+                                        int half,
+                                        const Sums<R, N>& sums) {
     // Codes came as 128 + q, those of 8 bits as two planes of that.
     constexpr float kOffset =
         F == DeviceFormat::kAffine8 ? 128.0f * 17.0f : 128.0f;
     constexpr float kUp = 1.152921504606846976e18f;  // 2^60, twice: 2^120
 #pragma unroll
     for (int r = 0; r < R; ++r) {
+      const RowScales s = ScalesOf(stage, unit, half, r);
 #pragma unroll
       for (int n = 0; n < N; ++n) {
 #pragma unroll
         for (int v = 0; v < 4; ++v) {
-          const float scale = s[r].scale[v / 2];
+          const float scale = s.scale[v / 2];
           if constexpr (F == DeviceFormat::kFp8) {
             total[r][n][v] += sums.of[r][n][v] * kUp * (scale * kUp);
           } else {
-            const float bias = s[r].bias[v / 2] - kOffset * scale;
-            total[r][n][v] += scale * sums.of[r][n][v] + bias * sums.rows[n][v];
+            const float bias = fmaf(-kOffset, scale, s.bias[v / 2]);
+            total[r][n][v] = fmaf(scale,
+                                  sums.of[r][n][v],
+                                  fmaf(bias, sums.rows[n][v], total[r][n][v]));
           }
-          sums.of[r][n][v] = 0;
+        }
+      }
+    }
+  }
+
+  // The products of one step of 16 columns; `fresh` ones begin new sums.
+  template <bool Fresh>
+  __device__ __forceinline__ void Step(const uint4 (&raw)[R][kPieces<F>],
+                                       int step,
+                                       const uint4 (&x)[N][2],
+                                       Sums<R, N>& sums) {
+    constexpr uint32_t kOnes[4] = {
+        0x3f803f80, 0x3f803f80, 0x3f803f80, 0x3f803f80};
+#pragma unroll
+    for (int n = 0; n < N; ++n) {
+      const uint4 half = x[n][step / 2];
+      const uint32_t b0 = step % 2 == 0 ? half.x : half.z;
+      const uint32_t b1 = step % 2 == 0 ? half.y : half.w;
+      if constexpr (kIsAffine<F>) {
+        if constexpr (Fresh) {
+          Multiply(sums.rows[n], kOnes, b0, b1);
+        } else {
+          MultiplyAdd(sums.rows[n], kOnes, b0, b1);
         }
       }
     }
 #pragma unroll
-    for (int n = 0; n < N; ++n) {
-#pragma unroll
-      for (int v = 0; v < 4; ++v) sums.rows[n][v] = 0;
-    }
-  }
-
-  // Adds the products of one unit with the rows in `x`.
-  template <bool WithSums>
-  __device__ __forceinline__ void Multiply(int stage,
-                                           int half,
-                                           const uint4 (&x)[N][2],
-                                           float (&to)[R][N][4],
-                                           Sums<R, N>& sums) const {
-    constexpr uint32_t kOnes[4] = {
-        0x3f803f80, 0x3f803f80, 0x3f803f80, 0x3f803f80};
-#pragma unroll
     for (int r = 0; r < R; ++r) {
-      uint4 raw[kPieces<F>];
-      const uint8_t* from =
-          ring + stage * kSlotBytes + r * kUnitBytes<F> + lane * 16;
+      uint32_t a[4], high[4];
+      Fragments<F>(raw[r], step, 0, a);
+      if constexpr (kPlanes<F> == 2) Fragments<F>(raw[r], step, 1, high);
 #pragma unroll
-      for (int i = 0; i < kPieces<F>; ++i) {
-        raw[i] = *reinterpret_cast<const uint4*>(from + i * kLanes * 16);
-      }
+      for (int n = 0; n < N; ++n) {
+        const uint4 half = x[n][step / 2];
+        const uint32_t b0 = step % 2 == 0 ? half.x : half.z;
+        const uint32_t b1 = step % 2 == 0 ? half.y : half.w;
+        if constexpr (F == DeviceFormat::kBf16) {
+          MultiplyAdd(total[r][n], a, b0, b1);
+        } else if constexpr (Fresh) {
+          Multiply(sums.of[r][n], a, b0, b1);
+        } else {
+          MultiplyAdd(sums.of[r][n], a, b0, b1);
+        }
+        if constexpr (kPlanes<F> == 2) {
+          float more[4];
+          Multiply(more, high, b0, b1);
 #pragma unroll
-      for (int s = 0; s < 2; ++s) {
-        const int step = 2 * half + s;
-#pragma unroll
-        for (int plane = kPlanes<F> - 1; plane >= 0; --plane) {
-          uint32_t a[4];
-          Fragments<F>(raw, step, plane, a);
-#pragma unroll
-          for (int n = 0; n < N; ++n) {
-            const uint32_t b0 = s == 0 ? x[n][half].x : x[n][half].z;
-            const uint32_t b1 = s == 0 ? x[n][half].y : x[n][half].w;
-            if (kPlanes<F> == 2 && plane == 1) {
-              float high[4] = {};
-              MultiplyAdd(high, a, b0, b1);
-#pragma unroll
-              for (int v = 0; v < 4; ++v) to[r][n][v] += 16.0f * high[v];
-            } else {
-              MultiplyAdd(to[r][n], a, b0, b1);
-            }
-            if (WithSums && r == 0 && plane == 0) {
-              MultiplyAdd(sums.rows[n], kOnes, b0, b1);
-            }
+          for (int v = 0; v < 4; ++v) {
+            sums.of[r][n][v] = fmaf(16.0f, more[v], sums.of[r][n][v]);
           }
         }
       }
@@ -186,56 +235,63 @@ struct Narrow {
     }
   }
 
-  __device__ __forceinline__ void Half(int stage,
-                                       int half,
-                                       const uint4 (&x)[N][2],
-                                       Sums<R, N>& sums) {
-    if constexpr (F == DeviceFormat::kBf16) {
-      Multiply<false>(stage, half, x, total, sums);
-    } else {
-      Multiply<kIsAffine<F>>(stage, half, x, sums.of, sums);
-    }
-  }
-
-  // All units of this warp. `low` may hold null pointers.
+  // All units of this warp.
   __device__ __forceinline__ void Run(int begin,
                                       int end,
-                                      const __nv_bfloat16* const (&x)[N],
-                                      const __nv_bfloat16* const (&low)[N],
-                                      bool with_low) {
-    uint2 scales[R][2], next[R][2];
-    uint4 rows[N][2], low_rows[N][2];
-    if (begin < end) FetchScales(begin, scales);
+                                      const RowPointers<N>& x,
+                                      const RowPointers<N>& low) {
+    const bool fine = kIsAffine<F> && p.m.group_shift == 0;
+    uint4 rows[N][2], low_rows[N][2], next[N][2];
+    FetchRows(x, begin, rows);
     Sums<R, N> sums = {};
     int stage = 0;
+#pragma unroll 2
     for (int unit = begin; unit < end; ++unit) {
       const int ahead = unit + kStages - 1;
       if (ahead < end) Fetch(ahead, stage == 0 ? kStages - 1 : stage - 1);
       CommitCopies();
-      FetchRows(x, unit, rows);
-      if (with_low) FetchRows(low, unit, low_rows);
-      if (unit + 1 < end) FetchScales(unit + 1, next);
+      // The last one reads what it has again.
+      FetchRows(x, min(unit + 1, end - 1), next);
+      if constexpr (WithLow) FetchRows(low, unit, low_rows);
       WaitForCopies<kStages - 1>();
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        Half(stage, half, rows, sums);
-        if (with_low) Half(stage, half, low_rows, sums);
-        if constexpr (F != DeviceFormat::kBf16) {
-          const bool fine = p.m.group < kUnitCols;
-          if (!fine && half == 0) continue;
-          RowScales s[R];
-#pragma unroll
-          for (int r = 0; r < R; ++r) {
-            s[r] =
-                Scales<F>(p.m, fine && half == 1 ? scales[r][1] : scales[r][0]);
-          }
-          Scale(s, sums);
-        }
-      }
+      // Scales were copied by other lanes.
+      __syncwarp();
+      uint4 raw[R][kPieces<F>];
 #pragma unroll
       for (int r = 0; r < R; ++r) {
-        scales[r][0] = next[r][0];
-        scales[r][1] = next[r][1];
+#pragma unroll
+        for (int i = 0; i < kPieces<F>; ++i) {
+          raw[r][i] = *reinterpret_cast<const uint4*>(
+              ring + stage * kSlotBytes + r * kUnitBytes<F> +
+              (i * kLanes + lane) * 16);
+        }
+      }
+      Step<true>(raw, 0, rows, sums);
+      Step<false>(raw, 1, rows, sums);
+      if constexpr (WithLow) {
+        Step<false>(raw, 0, low_rows, sums);
+        Step<false>(raw, 1, low_rows, sums);
+      }
+      if (fine) {
+        Scale(stage, unit, 0, sums);
+        Step<true>(raw, 2, rows, sums);
+      } else {
+        Step<false>(raw, 2, rows, sums);
+      }
+      Step<false>(raw, 3, rows, sums);
+      if constexpr (WithLow) {
+        Step<false>(raw, 2, low_rows, sums);
+        Step<false>(raw, 3, low_rows, sums);
+      }
+      if constexpr (F != DeviceFormat::kBf16) {
+        Scale(stage, unit, fine ? 1 : 0, sums);
+      }
+      // Nobody copies into this slot before all have read it.
+      __syncwarp();
+#pragma unroll
+      for (int n = 0; n < N; ++n) {
+        rows[n][0] = next[n][0];
+        rows[n][1] = next[n][1];
       }
       if (++stage == kStages) stage = 0;
     }
@@ -284,9 +340,13 @@ __device__ __forceinline__ void Finish(const ProductArgs& p,
   }
 }
 
-template <DeviceFormat F, Use U, int R, int N>
-__global__ void NarrowProduct(ProductArgs p) {
+// A block takes R tiles by 8 N rows, plane blockIdx.z of gridDim.z of the
+// columns.
+template <DeviceFormat F, Use U, int R, int N, bool WithLow>
+__global__ void __launch_bounds__(kWarpsMax* kLanes, kBlocksOf<N>)
+    NarrowProduct(ProductArgs p) {
   extern __shared__ __align__(16) uint8_t shared[];
+  using Work = Narrow<F, R, N, WithLow>;
   constexpr bool kDense = U == Use::kDense;
   const int warps = blockDim.x / kLanes;
   const int warp = threadIdx.x / kLanes;
@@ -298,33 +358,34 @@ __global__ void NarrowProduct(ProductArgs p) {
   if (U == Use::kGateUp) WaitForKernelBefore();
   RowGroup group;
   if (!FindRows<U>(p, kDense ? blockIdx.x : blockIdx.y, 8 * N, &group)) return;
-  const int begin = p.m.units * warp / warps;
-  const int end = p.m.units * (warp + 1) / warps;
-  Narrow<F, R, N> work{
-      p,
-      group,
-      shared + warp * Narrow<F, R, N>::kStages * Narrow<F, R, N>::kSlotBytes,
-      tile,
-      lane,
-      lane / 4,
-      lane % 4};
+  const int part = blockIdx.z * warps + warp;
+  const int parts = gridDim.z * warps;
+  const int begin = p.m.units * part / parts;
+  const int end = p.m.units * (part + 1) / parts;
+  Work work{p,
+            group.data +
+                static_cast<int64_t>(tile) * p.m.units * kUnitBytes<F> +
+                lane * 16,
+            group.scales,
+            shared + warp * Work::kStages * Work::kSlotBytes,
+            tile,
+            lane,
+            lane / 4,
+            lane % 4};
   work.Begin(begin, end);
   if (U != Use::kGateUp) WaitForKernelBefore();
   if (!kDense) LetNextKernelBegin();
-  const __nv_bfloat16* x[N];
-  const __nv_bfloat16* low[N];
+  RowPointers<N> x, low;
 #pragma unroll
   for (int n = 0; n < N; ++n) {
     const int i = n * 8 + lane / 4;
     const bool there = i < group.count;
     const int64_t at =
         there ? static_cast<int64_t>(RowOf<U>(p, group, i)) * p.x_stride : 0;
-    x[n] = there ? static_cast<const __nv_bfloat16*>(p.x) + at : nullptr;
-    low[n] = there && p.low != nullptr
-                 ? static_cast<const __nv_bfloat16*>(p.low) + at
-                 : nullptr;
+    x.at[n] = there ? static_cast<const __nv_bfloat16*>(p.x) + at : nullptr;
+    low.at[n] = there ? static_cast<const __nv_bfloat16*>(p.low) + at : nullptr;
   }
-  work.Run(begin, end, x, low, kDense && p.low != nullptr);
+  work.Run(begin, end, x, low);
   Finish<U, R, N>(p, group, tile, work.total, reinterpret_cast<float*>(shared));
 }
 

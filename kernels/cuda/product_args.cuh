@@ -23,6 +23,7 @@ struct ProductArgs {
   int32_t x_stride;      // elements from row to row
   int32_t out_stride;    // elements
   int32_t rows;          // kDense
+  int64_t plane_stride;  // kDense: elements
   int32_t expert_first;  // else: experts of this matrix
   int32_t experts;
   const int4* groups;  // else
@@ -76,29 +77,31 @@ __device__ __forceinline__ float SiluTimes(float gate, float up) {
 }
 
 // sum[R]: what row `row` of tiles `tile` to tile + R - 1 gives for a row of x;
-// `at` is where that goes. kGateUp: R is 2, gate and up.
+// `at` is where that goes. kGateUp: tiles are gate and up in turn.
 template <Use U, int R>
 __device__ __forceinline__ void Store(
     const ProductArgs& p, int at, int tile, int row, const float (&sum)[R]) {
+  const int64_t line = static_cast<int64_t>(at) * p.out_stride;
   if constexpr (U == Use::kGateUp) {
-    const int64_t to =
-        static_cast<int64_t>(at) * p.out_stride + tile / 2 * kTileRows + row;
-    const float value = SiluTimes(sum[0], sum[1]);
-    if (p.out_bf16) {
-      static_cast<__nv_bfloat16*>(p.out)[to] = __float2bfloat16(value);
-    } else {
-      static_cast<float*>(p.out)[to] = value;
+#pragma unroll
+    for (int r = 0; r < R; r += 2) {
+      if (tile + r >= p.m.tiles) break;
+      const int64_t to = line + (tile + r) / 2 * kTileRows + row;
+      const float value = SiluTimes(sum[r], sum[r + 1]);
+      if (p.out_bf16) {
+        static_cast<__nv_bfloat16*>(p.out)[to] = __float2bfloat16(value);
+      } else {
+        static_cast<float*>(p.out)[to] = value;
+      }
     }
   } else {
+    // Planes lie one behind the other.
+    float* out = static_cast<float*>(p.out) + blockIdx.z * p.plane_stride;
 #pragma unroll
     for (int r = 0; r < R; ++r) {
       if (tile + r >= p.m.tiles) break;
       const int2 place = p.m.places[tile + r];
-      if (row < place.y) {
-        static_cast<float*>(
-            p.out)[static_cast<int64_t>(at) * p.out_stride + place.x + row] =
-            sum[r];
-      }
+      if (row < place.y) out[line + place.x + row] = sum[r];
     }
   }
 }
@@ -112,7 +115,8 @@ struct Products {
                           const ProductArgs& args,
                           bool bf16,
                           int32_t group_rows,
-                          int32_t groups);
+                          int32_t groups,
+                          int32_t planes);
 };
 
 }  // namespace conclave::kernels::cuda

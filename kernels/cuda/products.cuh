@@ -12,49 +12,51 @@ namespace conclave::kernels::cuda {
 
 inline int32_t DivideUp(int32_t a, int32_t b) { return (a + b - 1) / b; }
 
-// Warps that split the columns: some 12 units each, so that a matrix of few
-// tiles still fills the device.
-inline int32_t WarpsFor(int32_t units, int32_t blocks, int32_t processors) {
-  int32_t warps = std::clamp(DivideUp(units, 12), 1, 8);
-  while (warps < 8 && blocks * warps < 12 * processors && units >= 4 * warps) {
-    warps *= 2;
-  }
-  return std::min(warps, 8);
+// Fewer tiles than this are taken one by one.
+inline constexpr int32_t kFewTiles = 64;
+
+// Warps of a block, which split its columns.
+inline int32_t WarpsFor(int32_t units) {
+  constexpr int32_t kUnitsOfAWarp = 4;
+  return std::clamp(units / kUnitsOfAWarp, 1, kWarpsMax);
 }
 
-template <DeviceFormat F, Use U, int R, int N>
+template <DeviceFormat F, Use U, int R, int N, bool WithLow>
 absl::Status RunNarrow(DeviceQueue* queue,
                        const ProductArgs& args,
-                       int32_t groups) {
+                       int32_t groups,
+                       int32_t planes) {
   const auto tiles = static_cast<unsigned>(DivideUp(args.m.tiles, R));
   const auto count = static_cast<unsigned>(groups);
-  const int32_t warps = WarpsFor(
-      args.m.units, static_cast<int32_t>(tiles), queue->multiprocessors());
-  return Launch(
-      queue,
-      "a product of few rows",
-      NarrowProduct<F, U, R, N>,
-      {.blocks = U == Use::kDense ? dim3(count, tiles) : dim3(tiles, count),
-       .threads = dim3(warps * kLanes),
-       .shared_bytes = Narrow<F, R, N>::SharedBytes(warps)},
-      args);
+  const auto z = static_cast<unsigned>(planes);
+  const int32_t warps = WarpsFor(args.m.units / planes);
+  return Launch(queue,
+                "a product of few rows",
+                NarrowProduct<F, U, R, N, WithLow>,
+                {.blocks = U == Use::kDense ? dim3(count, tiles, z)
+                                            : dim3(tiles, count, z),
+                 .threads = dim3(warps * kLanes),
+                 .shared_bytes = Narrow<F, R, N, WithLow>::SharedBytes(warps)},
+                args);
 }
 
 template <DeviceFormat F, Use U, int N>
 absl::Status RunNarrow(DeviceQueue* queue,
                        const ProductArgs& args,
-                       int32_t groups) {
-  if constexpr (U == Use::kGateUp) {
-    return RunNarrow<F, U, 2, N>(queue, args, groups);
-  } else if constexpr (U == Use::kDown) {
-    return RunNarrow<F, U, 1, N>(queue, args, groups);
-  } else {
-    // Two tiles share what they read of the rows; few tiles fill the device
-    // one by one only.
-    return args.m.tiles >= 4 * queue->multiprocessors()
-               ? RunNarrow<F, U, 2, N>(queue, args, groups)
-               : RunNarrow<F, U, 1, N>(queue, args, groups);
+                       int32_t groups,
+                       int32_t planes) {
+  // Tiles that share what is read and summed of the rows; bf16 has no sums.
+  constexpr int R = N == 4 || F == DeviceFormat::kBf16 ? 2 : 4;
+  if constexpr (U == Use::kDense) {
+    if (args.low != nullptr) {
+      return RunNarrow<F, U, 1, N, true>(queue, args, groups, planes);
+    }
+    // Few tiles fill the device one by one only.
+    if (args.m.tiles < kFewTiles) {
+      return RunNarrow<F, U, 1, N, false>(queue, args, groups, planes);
+    }
   }
+  return RunNarrow<F, U, R, N, false>(queue, args, groups, planes);
 }
 
 template <DeviceFormat F, Use U>
@@ -62,7 +64,8 @@ absl::Status RunUse(DeviceQueue* queue,
                     const ProductArgs& args,
                     bool bf16,
                     int32_t group_rows,
-                    int32_t groups) {
+                    int32_t groups,
+                    int32_t planes) {
   const auto count = static_cast<unsigned>(groups);
   if (!bf16) {
     constexpr int kTiles = kExactWarps * (U == Use::kGateUp ? 2 : 1);
@@ -75,11 +78,11 @@ absl::Status RunUse(DeviceQueue* queue,
   }
   switch (group_rows) {
     case 8:
-      return RunNarrow<F, U, 1>(queue, args, groups);
+      return RunNarrow<F, U, 1>(queue, args, groups, planes);
     case 16:
-      return RunNarrow<F, U, 2>(queue, args, groups);
+      return RunNarrow<F, U, 2>(queue, args, groups, planes);
     case 32:
-      return RunNarrow<F, U, 4>(queue, args, groups);
+      return RunNarrow<F, U, 4>(queue, args, groups, planes);
     default:
       break;
   }
@@ -100,16 +103,19 @@ absl::Status Products<F>::Run(DeviceQueue* queue,
                               const ProductArgs& args,
                               bool bf16,
                               int32_t group_rows,
-                              int32_t groups) {
+                              int32_t groups,
+                              int32_t planes) {
   switch (use) {
     case Use::kDense:
-      return RunUse<F, Use::kDense>(queue, args, bf16, group_rows, groups);
+      return RunUse<F, Use::kDense>(
+          queue, args, bf16, group_rows, groups, planes);
     case Use::kGateUp:
-      return RunUse<F, Use::kGateUp>(queue, args, bf16, group_rows, groups);
+      return RunUse<F, Use::kGateUp>(
+          queue, args, bf16, group_rows, groups, planes);
     case Use::kDown:
       break;
   }
-  return RunUse<F, Use::kDown>(queue, args, bf16, group_rows, groups);
+  return RunUse<F, Use::kDown>(queue, args, bf16, group_rows, groups, planes);
 }
 
 }  // namespace conclave::kernels::cuda

@@ -21,17 +21,17 @@ __device__ float Fp8ToFloat(uint8_t code) {
   return __uint_as_float(pair << 16) * kUp;
 }
 
-__device__ float ElementOf(const WeightView& w, int64_t row, int64_t col) {
+__device__ float ElementOf(const WeightView& w, int64_t row, int col) {
   const auto* line = static_cast<const uint8_t*>(w.data);
   const auto half = [&](const void* from, int64_t at) {
-    return HalfToFloat(static_cast<const uint16_t*>(from)[at],
-                       w.scale_dtype == DType::kF16);
+    const uint32_t bits = static_cast<const uint16_t*>(from)[at];
+    return w.scale_dtype == DType::kF16 ? F16ToFloat(bits) : Bf16ToFloat(bits);
   };
   if (w.packing == Packing::kPlain) {
     const int64_t at = row * w.row_stride + col;
     return w.dtype == DType::kF32
                ? static_cast<const float*>(w.data)[at]
-               : HalfToFloat(static_cast<const uint16_t*>(w.data)[at], false);
+               : Bf16ToFloat(static_cast<const uint16_t*>(w.data)[at]);
   }
   line += row * w.row_stride;
   if (w.packing == Packing::kFp8Block) {
@@ -42,7 +42,7 @@ __device__ float ElementOf(const WeightView& w, int64_t row, int64_t col) {
   }
   uint32_t code = 0;
   for (int b = 0; b < w.bits; ++b) {
-    const int64_t bit = col * w.bits + b;
+    const int bit = col * w.bits + b;
     code |= static_cast<uint32_t>(line[bit / 8] >> (bit % 8) & 1) << b;
   }
   const int64_t at = row * w.scale_stride + col / w.group;
@@ -57,16 +57,17 @@ __global__ void Embed(WeightView table, const int32_t* token, float* x) {
   WaitForKernelBefore();
   LetNextKernelBegin();
   const int64_t row = token[blockIdx.x];
-  float* out = x + blockIdx.x * table.cols;
-  for (int col = threadIdx.x; col < table.cols; col += blockDim.x) {
-    // A token that is no token (its logits were no numbers) reads as zeros.
-    out[col] = row >= 0 && row < table.rows ? ElementOf(table, row, col) : 0.0f;
-  }
+  const int col = static_cast<int>(blockIdx.y * blockDim.x + threadIdx.x);
+  if (col >= table.cols) return;
+  // A token that is no token (its logits were no numbers) reads as zeros.
+  x[blockIdx.x * table.cols + col] =
+      row >= 0 && row < table.rows ? ElementOf(table, row, col) : 0.0f;
 }
 
 struct AddNormArgs {
   int32_t cols;
   int32_t per_row;
+  int32_t planes;
   const float* dense;
   const float* pairs;
   const int32_t* place;
@@ -132,6 +133,15 @@ __global__ void __launch_bounds__(kThreadsMax) AddNorm(AddNormArgs a) {
   }
   WaitForKernelBefore();
   const int64_t row = a.rows_of != nullptr ? a.rows_of[blockIdx.x] : blockIdx.x;
+  __shared__ int32_t place[kLanes + 1];
+  __shared__ float weight[kLanes + 1];
+  if (a.pairs != nullptr) {
+    if (static_cast<int>(threadIdx.x) < a.per_row) {
+      place[threadIdx.x] = a.place[row * a.per_row + threadIdx.x];
+      weight[threadIdx.x] = a.weight[row * a.per_row + threadIdx.x];
+    }
+    __syncthreads();
+  }
   auto* x = reinterpret_cast<float4*>(a.x) + row * vectors;
   float4 value[kVectors];
   float sum = 0;
@@ -141,20 +151,25 @@ __global__ void __launch_bounds__(kThreadsMax) AddNorm(AddNormArgs a) {
     if (v >= vectors) continue;
     value[i] = x[v];
     if (a.dense != nullptr) {
-      value[i] =
-          Plus(value[i],
-               reinterpret_cast<const float4*>(a.dense)[row * vectors + v],
-               1.0f);
+      float4 all = {0, 0, 0, 0};
+#pragma unroll 8
+      for (int j = 0; j < a.planes; ++j) {
+        const int64_t line = j * static_cast<int64_t>(gridDim.x) + row;
+        all = Plus(all,
+                   reinterpret_cast<const float4*>(a.dense)[line * vectors + v],
+                   1.0f);
+      }
+      value[i] = Plus(value[i], all, 1.0f);
     }
     if (a.pairs != nullptr) {
       // In a sum of its own first, as the other backends have it.
       float4 all = {0, 0, 0, 0};
-#pragma unroll 4
+#pragma unroll 12
       for (int j = 0; j < a.per_row; ++j) {
-        const int64_t pair = a.place[row * a.per_row + j];
+        const int64_t pair = place[j];
         all = Plus(all,
                    reinterpret_cast<const float4*>(a.pairs)[pair * vectors + v],
-                   a.weight[row * a.per_row + j]);
+                   weight[j]);
       }
       value[i] = Plus(value[i], all, 1.0f);
     }
@@ -186,10 +201,12 @@ absl::Status DeviceEmbed(DeviceQueue* queue,
                          int32_t rows,
                          float* x) {
   constexpr int32_t kThreads = 256;
+  const auto blocks =
+      static_cast<unsigned>((table.cols + kThreads - 1) / kThreads);
   return cuda::Launch(queue,
                       "embedding",
                       cuda::Embed,
-                      {.blocks = dim3(rows), .threads = dim3(kThreads)},
+                      {.blocks = dim3(rows, blocks), .threads = dim3(kThreads)},
                       table,
                       token,
                       x);
@@ -216,6 +233,7 @@ absl::Status DeviceAddNorm(DeviceQueue* queue,
   const cuda::AddNormArgs args{
       .cols = cols,
       .per_row = pairs ? addend.entries->per_row : 0,
+      .planes = addend.planes,
       .dense = addend.dense,
       .pairs = addend.pairs,
       .place = pairs ? addend.entries->place : nullptr,

@@ -49,8 +49,7 @@ __device__ __forceinline__ uint32_t Fp8Scaled(uint32_t pair, float scale) {
 }
 
 template <DeviceFormat F>
-__device__ __forceinline__ void Decode(const MatrixArgs& m,
-                                       const uint4 (&raw)[kPieces<F>],
+__device__ __forceinline__ void Decode(const uint4 (&raw)[kPieces<F>],
                                        int step,
                                        const RowScales& s,
                                        uint32_t (&a)[4]) {
@@ -62,14 +61,13 @@ __device__ __forceinline__ void Decode(const MatrixArgs& m,
     for (int i = 0; i < 4; ++i) {
       a[i] = Affine8(a[i], high[i], s.scale[i % 2], s.bias[i % 2]);
     }
-  } else if constexpr (F == DeviceFormat::kAffine4) {
-    if (m.f16) {
+  } else if constexpr (F == DeviceFormat::kGptq4) {
+    constexpr uint32_t kNoHigh = 0x43004300;  // nibbles of zero
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        a[i] = Affine8(a[i], 0x43004300, s.scale[i % 2], s.bias[i % 2]);
-      }
-      return;
+    for (int i = 0; i < 4; ++i) {
+      a[i] = Affine8(a[i], kNoHigh, s.scale[i % 2], s.bias[i % 2]);
     }
+  } else if constexpr (F == DeviceFormat::kAffine4) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       a[i] = Affine(a[i],
@@ -113,12 +111,11 @@ __device__ __forceinline__ void LoadWeights(const ProductArgs& p,
       out->raw[r][i] =
           __ldg(reinterpret_cast<const uint4*>(from + i * kLanes * 16));
     }
-    const int first = unit * kUnitCols / p.m.group;
-    out->scales[r][0] = LoadScales<F>(p.m, group.scales, row, first, lane / 4);
-    out->scales[r][1] =
-        p.m.group < kUnitCols
-            ? LoadScales<F>(p.m, group.scales, row, first + 1, lane / 4)
-            : out->scales[r][0];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      out->scales[r][half] =
+          LoadScales<F>(p.m, group.scales, row, 2 * unit + half, lane / 4);
+    }
   }
 }
 
@@ -133,10 +130,10 @@ __device__ __forceinline__ void MultiplyUnit(const ProductArgs& p,
     uint32_t a[2][2][4];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const RowScales s = Scales<F>(p.m, weights.scales[r][half]);
+      const RowScales s = Scales<F>(weights.scales[r][half]);
 #pragma unroll
       for (int step = 0; step < 2; ++step) {
-        Decode<F>(p.m, weights.raw[r], 2 * half + step, s, a[r][step]);
+        Decode<F>(weights.raw[r], 2 * half + step, s, a[r][step]);
       }
     }
 #pragma unroll

@@ -73,8 +73,12 @@ absl::Status DeviceProduct(DeviceQueue*,
                            const DeviceRows&,
                            const void*,
                            int32_t,
+                           int32_t,
                            float*) {
   return NotBuilt();
+}
+int32_t DevicePlanes(const DeviceQueue&, const DeviceMatrix&, int32_t, bool) {
+  return 1;
 }
 absl::Status DeviceExperts(DeviceQueue*,
                            const DeviceExpertStack&,
@@ -87,7 +91,10 @@ absl::Status DeviceExperts(DeviceQueue*,
 int32_t GroupRowsFor(int64_t, int32_t) { return 1; }
 int32_t GroupsMax(int64_t, int32_t, int32_t) { return 0; }
 
-absl::Status DeviceRoute(DeviceQueue*, const float*, const DeviceEntries&) {
+absl::Status DeviceRoute(DeviceQueue*,
+                         const float*,
+                         int32_t,
+                         const DeviceEntries&) {
   return NotBuilt();
 }
 absl::Status DeviceEmbed(

@@ -175,6 +175,7 @@ TEST(DeviceProduct, EqualsTheFormatsNumbers) {
                                     x.device,
                                     nullptr,
                                     rows,
+                                    1,
                                     out.as<float>())
                           .ok());
           const auto want = Reference(weight.view(), x.values, rows);
@@ -202,6 +203,7 @@ TEST(DeviceProduct, LowPartsMakeRowsNearlyExact) {
                                 x.device,
                                 x.low.as<void>(),
                                 rows,
+                                1,
                                 out.as<float>())
                       .ok());
       EXPECT_LE(Error(Down(*queue, out.as<float>(), rows * 257),
@@ -221,7 +223,7 @@ TEST(DeviceProduct, PartsStandSideBySide) {
   const DeviceBuffer out = Room(*queue, 3 * 44 * sizeof(float));
   ASSERT_TRUE(
       DeviceProduct(
-          queue.get(), device.matrix, x.device, nullptr, 3, out.as<float>())
+          queue.get(), device.matrix, x.device, nullptr, 3, 1, out.as<float>())
           .ok());
   const auto first = Reference(a.view(), x.values, 3);
   const auto second = Reference(b.view(), x.values, 3);
@@ -231,6 +233,37 @@ TEST(DeviceProduct, PartsStandSideBySide) {
     want.insert(want.end(), &second[r * 4], &second[r * 4] + 4);
   }
   EXPECT_LE(Error(Down(*queue, out.as<float>(), 3 * 44), want), kNarrow);
+}
+
+TEST(DeviceProduct, PlanesAddUp) {
+  CONCLAVE_REQUIRE_GPU();
+  const auto queue = NewQueue();
+  for (const std::string& format : Formats()) {
+    const AnyWeight weight(format, 7, 80, 1152);
+    const OnDevice device(*queue, {weight.view()});
+    for (const int32_t rows : {1, 11, 50}) {
+      const int32_t planes =
+          DevicePlanes(*queue, device.matrix, rows, /*bf16=*/true);
+      ASSERT_GE(planes, 1);
+      ASSERT_LE(planes, kPlanesMax);
+      const TestRows x(*queue, 5, rows, 1152, true);
+      const size_t size = rows * 80;
+      const DeviceBuffer out = Room(*queue, planes * size * sizeof(float));
+      ASSERT_TRUE(DeviceProduct(queue.get(),
+                                device.matrix,
+                                x.device,
+                                nullptr,
+                                rows,
+                                planes,
+                                out.as<float>())
+                      .ok());
+      const auto all = Down(*queue, out.as<float>(), planes * size);
+      std::vector<float> sum(size);
+      for (size_t i = 0; i < all.size(); ++i) sum[i % size] += all[i];
+      EXPECT_LE(Error(sum, Reference(weight.view(), x.values, rows)), kNarrow)
+          << format << ", rows " << rows << ", planes " << planes;
+    }
+  }
 }
 
 // Router, experts, shared expert and sum of one layer.
@@ -357,7 +390,8 @@ void CheckMoe(const std::string& format,
   const DeviceBuffer device_logits = Up(*queue, logits);
   const EntryMemory memory(*queue, rows, experts, top_k, bf16);
   ASSERT_TRUE(
-      DeviceRoute(queue.get(), device_logits.as<float>(), memory.entries).ok());
+      DeviceRoute(queue.get(), device_logits.as<float>(), 1, memory.entries)
+          .ok());
   const int64_t pairs = int64_t{rows} * (top_k + 1);
   const DeviceBuffer hidden = Room(*queue, pairs * kWidth * 4);
   const DeviceBuffer y =
