@@ -2,8 +2,9 @@
 # Installs what the tests need, builds and runs them.
 #
 #   tests/run.sh            what CI runs: fuzzers, thread sanitizer (tests labelled
-#                           concurrency), CUDA compile where nvcc is, then everything
-#                           under address + undefined sanitizers
+#                           concurrency), CUDA compile where nvcc is, peak memory
+#                           of the release preset's programs (e2e.memory), then
+#                           everything under address + undefined sanitizers
 #   tests/run.sh --quick    everything once, without sanitizers
 #   tests/run.sh --full     all presets: dev, release, fuzz, tsan, cuda, asan
 #   options: --no-install
@@ -72,6 +73,10 @@ if command -v nvcc >/dev/null || [ -x /usr/local/cuda/bin/nvcc ]; then
   say "cuda: tests"; check cuda
 else
   say "cuda: no nvcc here, not compiled"
+fi
+if [ $mode = ci ]; then  # --full ran it above
+  say "release: build the programs"; build release conclave conclave-worker
+  say "release: peak memory"; check release -R '^e2e\.memory$'
 fi
 say "asan: build everything"; build asan
 say "asan: tests"; check asan -j 2

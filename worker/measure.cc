@@ -12,6 +12,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/buffer.h"
 #include "common/limits.h"
+#include "common/log.h"
 #include "common/memory.h"
 #include "common/stacked_experts.h"
 #include "common/status_macros.h"
@@ -139,12 +140,11 @@ class Bench {
   Bench(const v1::MeasureRequest& request,
         int32_t slices,
         std::vector<Made> made,
+        kernels::Activations activations,
         ThreadPool* pool,
         Clock* clock)
       : clock_(clock), made_(std::move(made)) {
-    // As a configuration that says nothing has it.
-    context_ = {
-        kernels::Backend::kCpu, pool, &workspace_, kernels::Activations::kInt8};
+    context_ = {kernels::Backend::kCpu, pool, &workspace_, activations};
     experts_ = {.slices = slices,
                 .width = request.width(),
                 .hidden = request.hidden(),
@@ -217,6 +217,8 @@ absl::Status MeasureExperts(const v1::MeasureRequest& request,
                             ThreadPool* pool,
                             Clock* clock,
                             v1::MeasureReply* reply) {
+  ASSIGN_OR_RETURN(const kernels::Activations activations,
+                   kernels::ParseActivations(request.activations()));
   const uint64_t set = uint64_t{6} * request.width() * request.hidden() *
                        static_cast<uint64_t>(request.top_k());
   const uint64_t room = std::min(kWeightBytesMax, MemoryNow().free_bytes / 4);
@@ -232,7 +234,7 @@ absl::Status MeasureExperts(const v1::MeasureRequest& request,
           limits::kExpertsMax / static_cast<uint64_t>(request.top_k()))) *
       request.top_k();
   ASSIGN_OR_RETURN(std::vector<Made> made, MakeExperts(request, slices));
-  Bench bench(request, slices, std::move(made), pool, clock);
+  Bench bench(request, slices, std::move(made), activations, pool, clock);
   const int32_t many = 2 * request.top_k();
   Product products[] = {{1, 1, 0}, {many, 1, 0}, {many, 2, 0}};
   clock->SleepUntil(begin);
@@ -243,6 +245,14 @@ absl::Status MeasureExperts(const v1::MeasureRequest& request,
   reply->set_expert_bytes_per_s(bench.SliceBytes() / std::max(slice, 1e-9));
   reply->set_expert_row_share(
       std::max((products[2].seconds - all) / (slice * many), 0.0));
+  log::Info(
+      absl::StrCat("measured experts, weights ",
+                   request.weights().empty() ? "bf16" : request.weights(),
+                   ", activations ",
+                   activations == kernels::Activations::kInt8 ? "int8" : "f32",
+                   ": ",
+                   reply->expert_bytes_per_s() * 1e-9,
+                   " GB/s"));
   return absl::OkStatus();
 }
 

@@ -177,11 +177,10 @@ bool ShardLoader::FromCacheOrPeers(const Task& task, Source* source) {
   return true;
 }
 
-void ShardLoader::Want(const Task& task, uint64_t offset, bool hash_only) {
+void ShardLoader::Want(const Task& task, bool hash_only) {
   const std::lock_guard<std::mutex> lock(mu_);
   v1::SliceWant* want = progress_.add_wants();
   want->set_slice(Position(task));
-  want->set_offset(offset);
   want->set_hash_only(hash_only);
   parts_.report(progress_);
   progress_.clear_wants();
@@ -189,7 +188,7 @@ void ShardLoader::Want(const Task& task, uint64_t offset, bool hash_only) {
 
 absl::StatusOr<ContentHash> ShardLoader::AskHash(const Task& task) {
   parts_.inbox->Expect(Position(task));
-  Want(task, 0, true);
+  Want(task, true);
   auto arrival = parts_.inbox->Take(Position(task), parts_.deadline);
   parts_.inbox->Forget(Position(task));
   if (!arrival.ok()) {
@@ -215,7 +214,7 @@ absl::Status ShardLoader::FromCoordinator(const Task& task) {
   }
   for (int tries = 0; tries < kTries; ++tries) {
     parts_.inbox->Expect(Position(task));
-    Want(task, 0, false);
+    Want(task, false);
     const absl::StatusOr<bool> received = Receive(task);
     parts_.inbox->Forget(Position(task));
     if (!received.ok()) {

@@ -76,7 +76,7 @@ class ShardLoader {
   absl::Status FromCoordinator(const Task& task);
   absl::StatusOr<bool> Receive(const Task& task);
   void Keep(const Task& task);
-  void Want(const Task& task, uint64_t offset, bool hash_only);
+  void Want(const Task& task, bool hash_only);
   void Count(Source source, uint64_t bytes);
 
   int32_t Position(const Task& task) const {

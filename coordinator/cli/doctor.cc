@@ -165,8 +165,7 @@ absl::Status Doctor(bool* well) {
   }
   DoctorOptions options;
   ASSIGN_OR_RETURN(options.config, config::LoadClusterConfig(file));
-  const std::string model = absl::GetFlag(FLAGS_model);
-  if (!model.empty()) options.config.set_model(model);
+  RETURN_IF_ERROR(ApplyFlags(&options.config));
   RETURN_IF_ERROR(
       BackendFromFlags(options.config.coordinator().simd()).status());
   options.quick = absl::GetFlag(FLAGS_quick);

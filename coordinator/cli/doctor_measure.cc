@@ -270,6 +270,7 @@ void Examination::MeasureWorkers() {
     request.set_begin_after_s(kBeginAfter_s);
     request.set_weights(
         std::string(planner::Name(planner::FormatOf(shape_.quantisation))));
+    request.set_activations(config_.coordinator().activations());
   }
   const auto replies = cluster::MeasureWorkers(workers, request, checkup_);
   for (size_t i = 0; i < replies.size(); ++i) {

@@ -37,19 +37,22 @@ ABSL_FLAG(int32_t,
 
 namespace conclave::cli {
 
+absl::Status ApplyFlags(v1::ClusterConfig* config) {
+  const std::string model = absl::GetFlag(FLAGS_model);
+  if (!model.empty()) config->set_model(model);
+  const std::string activations = absl::GetFlag(FLAGS_activations);
+  if (activations.empty()) return absl::OkStatus();
+  config->mutable_coordinator()->set_activations(activations);
+  return kernels::ParseActivations(activations).status();
+}
+
 absl::StatusOr<v1::ClusterConfig> ConfigFromFlags() {
   v1::ClusterConfig config = config::DefaultClusterConfig();
   const std::string file = absl::GetFlag(FLAGS_config);
   if (!file.empty()) {
     ASSIGN_OR_RETURN(config, config::LoadClusterConfig(file));
   }
-  const std::string model = absl::GetFlag(FLAGS_model);
-  if (!model.empty()) config.set_model(model);
-  const std::string activations = absl::GetFlag(FLAGS_activations);
-  if (!activations.empty()) {
-    RETURN_IF_ERROR(kernels::ParseActivations(activations).status());
-    config.mutable_coordinator()->set_activations(activations);
-  }
+  RETURN_IF_ERROR(ApplyFlags(&config));
   if (config.model().empty()) {
     return absl::InvalidArgumentError(
         "no model: give --model DIR, or --config FILE with a model: line");

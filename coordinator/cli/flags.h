@@ -23,7 +23,10 @@ ABSL_DECLARE_FLAG(int32_t, context);
 
 namespace conclave::cli {
 
-// --config, or the defaults, with --model applied. InvalidArgument when
+// Puts --model and --activations into a configuration.
+absl::Status ApplyFlags(v1::ClusterConfig* config);
+
+// --config, or the defaults, with these flags applied. InvalidArgument when
 // neither says which model.
 absl::StatusOr<v1::ClusterConfig> ConfigFromFlags();
 

@@ -164,7 +164,6 @@ v1::DeliverHeader Supply::Session::Impl::Header(
   header.set_generation(generation);
   header.set_load(load);
   header.set_slice(want.slice());
-  header.set_offset(want.offset());
   return header;
 }
 
@@ -179,10 +178,6 @@ absl::Status Supply::Session::Impl::Answer(const v1::SliceWant& want) {
     }
   }
   const uint64_t bytes = item.layout.bytes();
-  if (want.offset() > bytes) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("deliver: ", peer, " wants what lies beyond a slice"));
-  }
   if (!supply->Acquire(bytes, stop)) return absl::CancelledError("deliver");
   const absl::Status status = SendSlice(want, item);
   supply->Release(bytes);
@@ -204,7 +199,7 @@ absl::Status Supply::Session::Impl::SendSlice(const v1::SliceWant& want,
   supply->manifest_.Put(item.slice, hash);
   header.set_sha256(ToBytes(hash));
   if (want.hash_only()) return Send(header, {}, 0);
-  for (uint64_t at = want.offset(); at < storage.size();) {
+  for (uint64_t at = 0; at < storage.size();) {
     const uint64_t piece = std::min(kPieceBytes, storage.size() - at);
     header.set_offset(at);
     RETURN_IF_ERROR(Send(header, slice, piece));

@@ -2,10 +2,12 @@
 tests that break things."""
 import json
 import os
+import shutil
 
 import pytest
 
-from processes import ROOT, Cluster
+from processes import MODEL_NAME, ROOT, Cluster
+from wide_model import wide_model
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -42,6 +44,14 @@ def make_cluster(tmp_path):
             one.stop()
         finally:
             print(one.logs())
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory):
+    """A model of 805 MB whose fused tensors have 134 MB."""
+    folder = wide_model(tmp_path_factory.mktemp("wide") / MODEL_NAME, 4, 8192)
+    yield folder
+    shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="session")

@@ -1,28 +1,15 @@
-"""Workers that have no checkpoint: where their experts come from, what a load
-costs, and what happens when it is cut off."""
-import os
+"""Workers that have no checkpoint: where their experts come from, and what
+happens when a load is cut off. What it costs: test_memory.py."""
 import re
 import select
-import shutil
 import signal
 import socket
 import threading
 
-import pytest
-
-from processes import MODEL, MODEL_NAME, SANITIZED, free_ports, wait_until
-from wide_model import wide_model
+from processes import MODEL, MODEL_NAME, free_ports, wait_until
 
 PROMPT = {"model": MODEL_NAME, "prompt": "Once upon a time", "max_tokens": 16,
           "ignore_eos": True, "temperature": 0}
-MIB = 1 << 20
-
-
-@pytest.fixture(scope="module")
-def wide(tmp_path_factory):
-    folder = wide_model(tmp_path_factory.mktemp("wide") / MODEL_NAME, 4, 8192)
-    yield folder
-    shutil.rmtree(folder)
 
 
 def fetching(cluster, model=None):
@@ -78,39 +65,6 @@ def test_workers_without_a_checkpoint(make_cluster, cluster):
     one.start()
     assert loaded_from(one, "w0")["coordinator"] == 0
     assert text_of(one) == local
-
-
-def status_kib(program, field):
-    text = open(f"/proc/{program.process.pid}/status").read()
-    return int(re.search(rf"^{field}:\s+(\d+)", text, re.M)[1])
-
-
-def major_faults(program):
-    text = open(f"/proc/{program.process.pid}/stat").read()
-    return int(text.rsplit(")", 1)[1].split()[9])
-
-
-def test_memory_and_page_faults_of_a_load(make_cluster, wide):
-    one = make_cluster(workers=1, change=lambda c: fetching(c, wide))
-    worker = one.workers["w0"]
-    held = resident(one, "w0")
-    assert held == 4 * 16 * 3 * 8192 * 256 * 2
-    programs = [one.coordinator, worker]
-    if not SANITIZED:
-        for program in programs:
-            peak = status_kib(program, "VmHWM") * 1024
-            steady = status_kib(program, "VmRSS") * 1024
-            # 134 MB of one fused tensor would show.
-            assert peak - steady < 128 * MIB, program.log.name
-        assert status_kib(worker, "VmHWM") * 1024 < held + 256 * MIB
-    # Whatever is not in memory by now would have to come from the disk.
-    for file in [*wide.iterdir(), *(one.folder / "cache").glob("??/*")]:
-        with file.open("rb") as opened:
-            os.fsync(opened.fileno())
-            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    before = [major_faults(p) for p in programs]
-    text_of(one)
-    assert [major_faults(p) for p in programs] == before
 
 
 def test_a_worker_killed_at_any_percentage_goes_on(make_cluster, wide):

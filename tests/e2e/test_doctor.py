@@ -1,5 +1,6 @@
 """`conclave doctor` on real clusters, and what `plan` makes of its figures."""
 import json
+import re
 import signal
 import subprocess
 
@@ -50,6 +51,18 @@ def test_the_table_of_a_serving_cluster(cluster, links):
                                               "max_tokens": 4})
     assert answer.status_code == 200
     assert problems("--config", cluster.config) == set()
+
+
+def test_workers_measure_with_the_activations_of_the_file(cluster):
+    def measured():
+        return [re.findall("measured experts, weights bf16, activations "
+                           r"(\w+)", cluster.workers[name].output())
+                for name in cluster.names]
+
+    for asked, expected in (([], "int8"), (["--activations", "f32"], "f32")):
+        before = measured()
+        run("doctor", "--quick", "--config", cluster.config, *asked)
+        assert measured() == [words + [expected] for words in before]
 
 
 def test_plan_uses_the_measurements(cluster, links):

@@ -1,17 +1,14 @@
 """conclave quantize, read by the MLX package and by conclave."""
 import json
 import pathlib
-import shutil
-import subprocess
 import sys
 
 import mlx.core as mx
 import numpy as np
 import pytest
 
-from processes import CONCLAVE, MODEL, ROOT, SANITIZED
+from processes import MODEL, ROOT
 from test_cli import run
-from wide_model import wide_model
 
 sys.path.insert(0, str(ROOT / "tests/formats"))
 import safetensors_file  # noqa: E402
@@ -121,28 +118,6 @@ def test_a_cluster_answers_like_one_process(tmp_path, make_cluster):
         choice = reply.json()["choices"][0]
         answers.append((choice["text"], choice["logprobs"]["token_logprobs"]))
     assert answers[0] == answers[1]
-
-
-def peak_bytes(folder, model, out):
-    """Of one quantize, alone: pages of a mapped file would count, too."""
-    code = ("import resource, subprocess, sys\n"
-            "subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL,"
-            " stderr=subprocess.DEVNULL)\n"
-            "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)")
-    reply = subprocess.run(
-        [sys.executable, "-c", code, CONCLAVE, "quantize", "--model", model,
-         "--to", "mlx4", "--out", folder / out],
-        capture_output=True, text=True, check=True)
-    return int(reply.stdout) * 1024
-
-
-@pytest.mark.skipif(SANITIZED, reason="measures memory")
-def test_memory_does_not_grow_with_the_tensors(tmp_path):
-    wide = wide_model(tmp_path / "wide", 4, 8192)  # 134 MB fused tensors
-    small = peak_bytes(tmp_path, MODEL, "small")
-    large = peak_bytes(tmp_path, wide, "large")
-    assert large - small < 48 << 20
-    shutil.rmtree(wide)
 
 
 def test_the_result_says_whose_layout_it_is(tmp_path):

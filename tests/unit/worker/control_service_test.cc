@@ -4,6 +4,7 @@
 #include <cmath>
 #include <memory>
 #include <string>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "common/clock.h"
@@ -184,8 +185,13 @@ TEST_F(ControlServiceTest, MeasuresOnceAtATime) {
   request.set_hidden(64);
   request.set_width(32);
   request.set_top_k(2);
-  for (const char* weights : {"bf16", "fp8", "gptq-int4", "mlx4"}) {
+  for (const auto& [weights, activations] : {std::pair("bf16", ""),
+                                             {"fp8", "f32"},
+                                             {"gptq-int4", "int8"},
+                                             {"mlx4", "f32"},
+                                             {"mlx4", "int8"}}) {
     request.set_weights(weights);
+    request.set_activations(activations);
     grpc::CompletionQueue queue;
     grpc::ClientContext contexts[2];
     v1::MeasureReply replies[2];
@@ -227,6 +233,9 @@ TEST_F(ControlServiceTest, MeasureRefusesSizesThatNoModelHas) {
   EXPECT_THAT(refusal(request), HasSubstr("int3"));
   request.set_weights("mlx7");
   EXPECT_THAT(refusal(request), HasSubstr("mlx7"));
+  request.set_weights("mlx4");
+  request.set_activations("int4");
+  EXPECT_THAT(refusal(request), HasSubstr("int4"));
   for (const double bad : {-1.0, 1e9, std::nan("")}) {
     request.set_begin_after_s(bad);
     EXPECT_THAT(refusal(request), HasSubstr("begin_after_s"));
