@@ -66,6 +66,12 @@ struct MatrixPlan {
   int32_t row_width = 0;
 };
 
+// Tiles of so many rows.
+inline int32_t TilesOf(int64_t rows) {
+  constexpr int64_t kTileRows = 16;
+  return static_cast<int32_t>((rows + kTileRows - 1) / kTileRows);
+}
+
 // InvalidArgument: a format that is not known here, or parts that differ.
 // `what` is named in errors.
 absl::StatusOr<DeviceMatrix> MakeMatrix(DeviceQueue* queue,

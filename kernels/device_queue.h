@@ -59,6 +59,7 @@ class DeviceQueue {
 
   int32_t device() const { return device_; }
   int32_t multiprocessors() const { return multiprocessors_; }
+  int32_t compute_major() const { return compute_major_; }
   void* stream() const { return stream_; }  // cudaStream_t
 
   // `what` is named in errors ("KV cache"). Not initialised.
@@ -88,6 +89,7 @@ class DeviceQueue {
   absl::Status Use() const;  // makes the device this thread's
   int32_t device_ = 0;
   int32_t multiprocessors_ = 0;
+  int32_t compute_major_ = 0;
   void* stream_ = nullptr;
   void* marks_[2] = {nullptr, nullptr};
 };

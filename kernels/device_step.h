@@ -12,6 +12,9 @@ namespace conclave::kernels {
 struct DeviceRows {
   void* data = nullptr;
   bool bf16 = true;
+  // Room for the same rows in the order that warpgroup products want; null:
+  // those are not used.
+  void* wide = nullptr;
 };
 
 // kernels/step_batch.h in device memory. Pointers are device memory, numbers

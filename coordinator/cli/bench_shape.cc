@@ -4,8 +4,6 @@
 #include <algorithm>
 #include <cmath>
 #include <iostream>
-#include <memory>
-#include <numeric>
 #include <set>
 #include <vector>
 
@@ -17,18 +15,14 @@
 #include "common/status_macros.h"
 #include "common/version.h"
 #include "coordinator/cli/flags.h"
+#include "coordinator/cli/made_up_shape.h"
 #include "coordinator/cli/table.h"
-#include "coordinator/model/device_decoder.h"
 #include "coordinator/planner/shapes.h"
-#include "kernels/device.h"
 
-ABSL_FLAG(std::string, weights, "synthetic", "synthetic: made up on the GPU");
 ABSL_FLAG(std::string, batch, "1", "sequences of a step, comma list");
-ABSL_FLAG(int32_t, layers, 0, "layers of the shape; 0: all");
 ABSL_FLAG(std::string, prompt, "8192", "tokens of the prompt, comma list");
 
 ABSL_DECLARE_FLAG(std::string, shape);
-ABSL_DECLARE_FLAG(std::string, format);
 ABSL_DECLARE_FLAG(std::string, kv_dtype);
 ABSL_DECLARE_FLAG(int32_t, steps);
 ABSL_DECLARE_FLAG(int32_t, repeats);
@@ -37,177 +31,7 @@ namespace conclave::cli {
 namespace {
 
 using checkpoint::ModelConfig;
-using kernels::SequenceRows;
 using model::DeviceDecoder;
-using model::LinearRole;
-using planner::WeightFormat;
-
-constexpr uint64_t kReadBytes = uint64_t{8} << 30;
-constexpr int32_t kReadRepeats = 9;
-
-WeightLayout Affine(int32_t bits, int32_t group, DType scales, bool biases) {
-  return {.dtype = DType::kU32,
-          .bits = bits,
-          .group = group,
-          .scale_dtype = scales,
-          .biases = biases};
-}
-
-// How the format stores a linear (coordinator/planner/shapes.cc).
-WeightLayout LayoutOf(WeightFormat format, LinearRole role) {
-  switch (format) {
-    case WeightFormat::kBf16:
-      break;
-    case WeightFormat::kFp8:
-      if (role == LinearRole::kTable || role == LinearRole::kGates) break;
-      return {.dtype = DType::kF8E4M3, .group = 128};
-    case WeightFormat::kGptqInt4:
-      if (role != LinearRole::kExpert) break;
-      return Affine(4, 128, DType::kF16, false);
-    case WeightFormat::kMlx3:
-      return Affine(3, 64, DType::kBF16, true);
-    case WeightFormat::kMlx4:
-      return Affine(4, 64, DType::kBF16, true);
-    case WeightFormat::kMlx5:
-      return Affine(5, 64, DType::kBF16, true);
-    case WeightFormat::kMlx6:
-      return Affine(6, 64, DType::kBF16, true);
-    case WeightFormat::kMlx8:
-      return Affine(8, 64, DType::kBF16, true);
-  }
-  return {.dtype = DType::kBF16};
-}
-
-struct Request {
-  ModelConfig config;
-  WeightFormat format = WeightFormat::kMlx4;
-  kernels::KvDType kv = kernels::KvDType::kBF16;
-  int32_t kv_bytes = 2;  // of an element
-};
-
-absl::StatusOr<Request> FromFlags() {
-  Request out;
-  if (absl::GetFlag(FLAGS_weights) != "synthetic") {
-    return absl::InvalidArgumentError("--weights: synthetic");
-  }
-  ASSIGN_OR_RETURN(out.config, planner::ShapeOf(absl::GetFlag(FLAGS_shape)));
-  const std::string format = absl::GetFlag(FLAGS_format);
-  ASSIGN_OR_RETURN(out.format,
-                   planner::ParseFormat(format.empty() ? "mlx4" : format));
-  const std::string kv = absl::GetFlag(FLAGS_kv_dtype);
-  if (kv == "fp8") {
-    out.kv = kernels::KvDType::kFp8;
-    out.kv_bytes = 1;
-  } else if (kv != "bf16") {
-    return absl::InvalidArgumentError("--kv-dtype: bf16 or fp8");
-  }
-  const int32_t layers = absl::GetFlag(FLAGS_layers);
-  if (layers < 0 || layers > out.config.num_hidden_layers) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "--layers: 1 to ", out.config.num_hidden_layers, ", or 0 for all"));
-  }
-  if (layers > 0) {
-    out.config.num_hidden_layers = layers;
-    out.config.full_attention.resize(static_cast<size_t>(layers));
-  }
-  return out;
-}
-
-// The decoder and what it runs on.
-struct Bench {
-  Request request;
-  std::string gpu;
-  double read_bytes_per_s = 0;
-  std::unique_ptr<DeviceDecoder> decoder;
-};
-
-absl::StatusOr<Bench> Prepare(int32_t sequences,
-                              int32_t tokens,
-                              int32_t rows_max) {
-  Bench out;
-  ASSIGN_OR_RETURN(out.request, FromFlags());
-  ASSIGN_OR_RETURN(const auto devices, kernels::ListCudaDevices());
-  out.gpu = devices[0].name;
-  ASSIGN_OR_RETURN(out.read_bytes_per_s,
-                   kernels::MeasureReadBandwidth(0, kReadBytes, kReadRepeats));
-  ASSIGN_OR_RETURN(auto queue, kernels::DeviceQueue::Create(0));
-  const WeightFormat format = out.request.format;
-  ASSIGN_OR_RETURN(
-      model::DeviceWeights weights,
-      model::MakeUpWeights(
-          {.config = out.request.config,
-           .layout =
-               [format](LinearRole role, int64_t rows, int64_t cols) {
-                 WeightLayout layout = LayoutOf(format, role);
-                 layout.rows = rows;
-                 layout.cols = cols;
-                 return layout;
-               }},
-          queue.get()));
-  const int32_t blocks = (tokens + limits::kKvBlockTokens - 1) /
-                         limits::kKvBlockTokens * sequences;
-  ASSIGN_OR_RETURN(out.decoder,
-                   DeviceDecoder::Create(std::move(queue),
-                                         std::move(weights),
-                                         {.sizes = {.kv_blocks = blocks,
-                                                    .state_slots = sequences},
-                                          .rows_max = rows_max,
-                                          .sequences_max = sequences,
-                                          .kv = out.request.kv}));
-  RETURN_IF_ERROR(out.decoder->MakeUpCache());
-  return out;
-}
-
-// Made-up tokens of `sequences` sequences with `rows` new rows each.
-class Steps {
- public:
-  Steps(int32_t sequences, int32_t rows, int32_t tokens, int32_t vocab)
-      : vocab_(vocab) {
-    const int32_t blocks =
-        (tokens + limits::kKvBlockTokens - 1) / limits::kKvBlockTokens;
-    for (int32_t s = 0; s < sequences; ++s) {
-      slots_.push_back(s);
-      blocks_.emplace_back(blocks);
-      std::iota(blocks_[s].begin(), blocks_[s].end(), s * blocks);
-      wanted_.push_back((s + 1) * rows - 1);
-    }
-    for (int32_t at = 0; rows > 1 && at < rows;) {
-      at = std::min(rows, at + limits::kGdnCellRows);
-      cells_.push_back(at);
-    }
-    sequences_.resize(sequences);
-    tokens_.resize(static_cast<size_t>(sequences) * rows);
-  }
-
-  kernels::StepBatch At(int32_t position) {
-    const auto count = static_cast<int32_t>(sequences_.size());
-    const auto rows = static_cast<int32_t>(tokens_.size()) / count;
-    for (int32_t s = 0; s < count; ++s) {
-      sequences_[s] = {.row_begin = s * rows,
-                       .rows = rows,
-                       .position = position,
-                       .cells = cells_,
-                       .state_slot_in = position == 0 ? -1 : s,
-                       .state_slots_out = {&slots_[s], 1},
-                       .kv_blocks = blocks_[s]};
-      for (int32_t r = 0; r < rows; ++r) {
-        // Far apart, so that routing differs from row to row.
-        const int64_t mixed = int64_t{s} * 7919 + (position + r) * 104729LL;
-        tokens_[static_cast<size_t>(s) * rows + r] =
-            static_cast<int32_t>(mixed % vocab_);
-      }
-    }
-    return {.sequences = sequences_, .rows = count * rows};
-  }
-  std::span<const int32_t> tokens() const { return tokens_; }
-  std::span<const int32_t> wanted() const { return wanted_; }
-
- private:
-  int32_t vocab_;
-  std::vector<int32_t> slots_, cells_, tokens_, wanted_;
-  std::vector<std::vector<int32_t>> blocks_;
-  std::vector<SequenceRows> sequences_;
-};
 
 // Mean number of distinct experts over the layers of a step.
 class Distinct final : public model::Probe {
@@ -233,7 +57,7 @@ struct BlockRow {
 };
 
 // Bytes that one decode step has to move, block by block.
-std::vector<BlockRow> BlocksOf(const Bench& bench,
+std::vector<BlockRow> BlocksOf(const ShapeBench& bench,
                                int32_t batch,
                                int32_t context,
                                double distinct) {
@@ -265,7 +89,7 @@ std::vector<BlockRow> BlocksOf(const Bench& bench,
   };
 }
 
-void PrintHead(const Bench& bench) {
+void PrintHead(const ShapeBench& bench) {
   const ModelConfig& c = bench.request.config;
   const planner::WeightBytes plan =
       planner::ResidentBytes(c, bench.request.format);
@@ -292,14 +116,14 @@ struct DecodeFigures {
   std::vector<double> block_s;
 };
 
-absl::StatusOr<DecodeFigures> MeasureDecode(Bench& bench,
+absl::StatusOr<DecodeFigures> MeasureDecode(ShapeBench& bench,
                                             int32_t batch,
                                             int32_t context) {
   const int32_t steps = absl::GetFlag(FLAGS_steps);
   const int32_t repeats = absl::GetFlag(FLAGS_repeats);
   DecodeFigures out;
   out.batch = batch;
-  Steps made(batch, 1, context + steps, bench.request.config.vocab_size);
+  ShapeSteps made(batch, 1, context + steps, bench.request.config.vocab_size);
   Distinct distinct;
   RETURN_IF_ERROR(
       bench.decoder
@@ -336,7 +160,7 @@ absl::StatusOr<DecodeFigures> MeasureDecode(Bench& bench,
   return out;
 }
 
-void PrintDecode(const Bench& bench,
+void PrintDecode(const ShapeBench& bench,
                  int32_t context,
                  const std::vector<DecodeFigures>& all) {
   std::vector<std::vector<std::string>> rows = {{"batch",
@@ -389,11 +213,11 @@ absl::Status BenchPrefill() {
       const auto prompts,
       Counts(absl::GetFlag(FLAGS_prompt), "8192", limits::kStepRowsMax));
   const int32_t longest = *std::max_element(prompts.begin(), prompts.end());
-  ASSIGN_OR_RETURN(Bench bench, Prepare(1, longest, longest));
+  ASSIGN_OR_RETURN(ShapeBench bench, PrepareShape(1, longest, longest));
   PrintHead(bench);
   std::vector<std::vector<std::string>> rows = {{"prompt", "tok/s", "ms"}};
   for (const int32_t prompt : prompts) {
-    Steps made(1, prompt, prompt, bench.request.config.vocab_size);
+    ShapeSteps made(1, prompt, prompt, bench.request.config.vocab_size);
     std::vector<double> times;
     for (int32_t i = 0; i <= absl::GetFlag(FLAGS_repeats); ++i) {
       const absl::Time start = RealClock()->Now();
@@ -424,8 +248,8 @@ absl::Status BenchShapeDecode() {
   const int32_t context = std::max(absl::GetFlag(FLAGS_context), 1);
   const int32_t largest = *std::max_element(batches.begin(), batches.end());
   ASSIGN_OR_RETURN(
-      Bench bench,
-      Prepare(largest, context + absl::GetFlag(FLAGS_steps), largest));
+      ShapeBench bench,
+      PrepareShape(largest, context + absl::GetFlag(FLAGS_steps), largest));
   PrintHead(bench);
   std::vector<DecodeFigures> all;
   for (const int32_t batch : batches) {

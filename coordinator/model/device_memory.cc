@@ -129,6 +129,8 @@ absl::Status DeviceMemory::AllocateArrays(DeviceQueue* queue,
   RETURN_IF_ERROR(allocate(rows * hidden * sizeof(float), &x_));
   RETURN_IF_ERROR(allocate(rows * Padded(hidden) * each, &u_));
   RETURN_IF_ERROR(allocate(rows * Padded(hidden) * sizeof(uint16_t), &low_));
+  RETURN_IF_ERROR(allocate(
+      rows * Padded(std::max(hidden, mixed)) * sizeof(uint16_t), &ordered_));
   RETURN_IF_ERROR(allocate(rows * projected * sizeof(float), &projected_));
   RETURN_IF_ERROR(allocate(rows * Padded(mixed) * each, &mixed_));
   RETURN_IF_ERROR(allocate((rows + planes) * hidden * sizeof(float), &y_));

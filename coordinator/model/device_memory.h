@@ -74,7 +74,9 @@ class DeviceMemory {
                               const DeviceWeights& weights,
                               const Options& options);
   kernels::DeviceRows Rows(const kernels::DeviceBuffer& buffer) const {
-    return {.data = buffer.as<void>(), .bf16 = !exact_};
+    return {.data = buffer.as<void>(),
+            .bf16 = !exact_,
+            .wide = exact_ ? nullptr : ordered_.as<void>()};
   }
 
   bool exact_ = false;
@@ -85,8 +87,8 @@ class DeviceMemory {
   kernels::AttentionShape attention_;
   kernels::GdnShape gdn_;
   std::vector<Layer> layers_;
-  kernels::DeviceBuffer x_, u_, low_, projected_, mixed_, y_, router_logits_,
-      expert_hidden_, pairs_, wanted_, logits_, next_, scratch_,
+  kernels::DeviceBuffer x_, u_, low_, ordered_, projected_, mixed_, y_,
+      router_logits_, expert_hidden_, pairs_, wanted_, logits_, next_, scratch_,
       sampling_scratch_, greedy_;
   kernels::DeviceBuffer entry_row_, entry_place_, entry_expert_, entry_weight_,
       entry_groups_, entry_count_;

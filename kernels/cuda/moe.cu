@@ -36,15 +36,19 @@ struct Logits {
   int64_t plane_stride;
 
   __device__ float operator()(int64_t i) const {
-    // All on their way at once.
-    float value[kPlanesMax];
+    // A few on their way at once.
+    constexpr int kAhead = 4;
+    float sum = 0;
+    for (int first = 0; first < planes; first += kAhead) {
+      float value[kAhead];
 #pragma unroll
-    for (int j = 0; j < kPlanesMax; ++j) {
-      value[j] = j < planes ? at[j * plane_stride + i] : 0.0f;
+      for (int j = 0; j < kAhead; ++j) {
+        value[j] =
+            first + j < planes ? at[(first + j) * plane_stride + i] : 0.0f;
+      }
+#pragma unroll
+      for (int j = 0; j < kAhead; ++j) sum += value[j];
     }
-    float sum = value[0];
-#pragma unroll
-    for (int j = 1; j < kPlanesMax; ++j) sum += value[j];
     return sum;
   }
 };
@@ -65,6 +69,7 @@ __device__ void TopK(const Logits& logits, const DeviceEntries& e, int row) {
     largest = fmaxf(largest, p[i]);
   }
   largest = WarpMax(largest);
+  const float gate = logits(first + experts);
   float mine = 0;  // probability of choice `lane`
   int chosen = 0;
   for (int k = 0; k < top_k; ++k) {
@@ -106,7 +111,7 @@ __device__ void TopK(const Logits& logits, const DeviceEntries& e, int row) {
   }
   if (lane == 0) {
     e.expert[base + top_k] = experts;
-    e.weight[base + top_k] = 1.0f / (1.0f + expf(-logits(first + experts)));
+    e.weight[base + top_k] = 1.0f / (1.0f + expf(-gate));
   }
 }
 
@@ -161,8 +166,9 @@ __device__ int ExclusiveSum(int value, int* warp_sums, int* total) {
   return before;
 }
 
-// One block. With `choose` it routes first.
-__global__ void __launch_bounds__(kSortThreads)
+// One block of at most Threads threads. With `choose` it routes first.
+template <int Threads>
+__global__ void __launch_bounds__(Threads)
     Sort(Logits logits, DeviceEntries e, bool choose) {
   __shared__ int counts[kSortThreads];
   __shared__ int next[kSortThreads];
@@ -243,9 +249,12 @@ absl::Status DeviceRoute(DeviceQueue* queue,
       together
           ? std::min((least + kLanes - 1) / kLanes * kLanes, cuda::kSortThreads)
           : cuda::kSortThreads;
+  // Few threads have room for more numbers each.
+  constexpr int32_t kFewThreads = 512;
   return cuda::Launch(queue,
                       "sorting pairs",
-                      cuda::Sort,
+                      threads <= kFewThreads ? cuda::Sort<kFewThreads>
+                                             : cuda::Sort<cuda::kSortThreads>,
                       {.blocks = dim3(1), .threads = dim3(threads)},
                       logits,
                       entries,

@@ -48,6 +48,43 @@ int32_t Padded(const DeviceMatrix& matrix) {
   return matrix.units * cuda::kUnitCols;
 }
 
+// Four pairs of columns become a piece of 16 bytes.
+__global__ void OrderRows(const uint32_t* from, uint4* to, int64_t pieces) {
+  cuda::WaitForKernelBefore();
+  cuda::LetNextKernelBegin();
+  const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (i >= pieces) return;
+  constexpr int kPieces = cuda::kRowBytes / 16;  // of a unit
+  const int piece = static_cast<int>(i % kPieces);
+  // Pair t: columns 32 (s / 2) + 8 t + 4 (s % 2) + 2 (piece % 2), s = piece
+  // / 2.
+  const int step = piece / 2;
+  const uint32_t* pair = from + i / kPieces * (cuda::kUnitCols / 2) +
+                         16 * (step / 2) + 2 * (step % 2) + piece % 2;
+  to[i] = {pair[0], pair[4], pair[8], pair[12]};
+}
+
+// Whether rows go to the warpgroup products; then they are put into order.
+absl::StatusOr<bool> PutInOrder(DeviceQueue* queue,
+                                const DeviceRows& x,
+                                int64_t rows,
+                                int32_t units) {
+  constexpr int32_t kHopper = 9;
+  if (x.wide == nullptr || queue->compute_major() != kHopper) return false;
+  constexpr int64_t kThreads = 256;
+  const int64_t pieces = rows * units * (cuda::kRowBytes / 16);
+  RETURN_IF_ERROR(
+      cuda::Launch(queue,
+                   "ordering rows",
+                   OrderRows,
+                   {.blocks = dim3((pieces + kThreads - 1) / kThreads),
+                    .threads = dim3(kThreads)},
+                   static_cast<const uint32_t*>(x.data),
+                   static_cast<uint4*>(x.wide),
+                   pieces));
+  return true;
+}
+
 }  // namespace
 
 int32_t DevicePlanes(const DeviceQueue& queue,
@@ -84,6 +121,10 @@ absl::Status DeviceProduct(DeviceQueue* queue,
   args.out_stride = matrix.out_cols;
   args.rows = rows;
   args.plane_stride = int64_t{rows} * matrix.out_cols;
+  if (x.bf16 && group_rows == cuda::kWideRows) {
+    ASSIGN_OR_RETURN(args.wide, PutInOrder(queue, x, rows, matrix.units));
+    if (args.wide) args.x = x.wide;
+  }
   return Run(queue,
              matrix.format,
              Use::kDense,
@@ -114,6 +155,12 @@ absl::Status DeviceExperts(DeviceQueue* queue,
   args.groups = reinterpret_cast<const int4*>(entries.groups);
   args.group_count = entries.group_count;
   args.pair_row = entries.row;
+  if (x.bf16 && entries.group_rows == cuda::kWideRows) {
+    ASSIGN_OR_RETURN(args.wide,
+                     PutInOrder(queue, x, entries.rows, gate_up.units));
+    // Hidden rows are written in order.
+    if (args.wide) args.x = x.wide;
+  }
   RETURN_IF_ERROR(Run(queue,
                       gate_up.format,
                       Use::kGateUp,

@@ -17,6 +17,7 @@ enum class Use : uint8_t {
 struct ProductArgs {
   MatrixArgs m;
   const void* x;
+  bool wide;        // x in the order of hopper.cuh
   const void* low;  // bf16, kDense only
   void* out;
   bool out_bf16;         // kGateUp

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "kernels/cuda/exact.cuh"
+#include "kernels/cuda/hopper.cuh"
 #include "kernels/cuda/narrow.cuh"
 #include "kernels/cuda/wide.cuh"
 
@@ -87,14 +88,24 @@ absl::Status RunUse(DeviceQueue* queue,
       break;
   }
   const auto tiles = static_cast<unsigned>(DivideUp(args.m.tiles, kWideTiles));
-  return Launch(
-      queue,
-      "a product of many rows",
-      WideProduct<F, U>,
-      {.blocks = U == Use::kDense ? dim3(count, tiles) : dim3(tiles, count),
-       .threads = dim3(kWideWarps * kLanes),
-       .shared_bytes = kWideSharedBytes},
-      args);
+  const dim3 blocks =
+      U == Use::kDense ? dim3(count, tiles) : dim3(tiles, count);
+  if (args.wide) {
+    return Launch(queue,
+                  "a product of many rows",
+                  HopperProduct<F, U>,
+                  {.blocks = blocks,
+                   .threads = dim3(kHopperThreads),
+                   .shared_bytes = kHopperSharedBytes},
+                  args);
+  }
+  return Launch(queue,
+                "a product of many rows",
+                WideProduct<F, U>,
+                {.blocks = blocks,
+                 .threads = dim3(kWideWarps * kLanes),
+                 .shared_bytes = kWideSharedBytes},
+                args);
 }
 
 template <DeviceFormat F>

@@ -57,6 +57,10 @@ absl::StatusOr<std::unique_ptr<DeviceQueue>> DeviceQueue::Create(
       cudaDeviceGetAttribute(
           &queue->multiprocessors_, cudaDevAttrMultiProcessorCount, device),
       "reading an attribute"));
+  RETURN_IF_ERROR(ToStatus(
+      cudaDeviceGetAttribute(
+          &queue->compute_major_, cudaDevAttrComputeCapabilityMajor, device),
+      "reading an attribute"));
   cudaStream_t stream = nullptr;
   RETURN_IF_ERROR(
       ToStatus(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking),

@@ -120,6 +120,26 @@ __device__ void StoreRow(const AddNormArgs& a, int64_t at, float4 v) {
   store(a.low, {lost(v.x), lost(v.y), lost(v.z), lost(v.w)});
 }
 
+// sum += weight(j) * at(j) for j in [0, count), some on their way at once.
+template <typename At, typename Weight>
+__device__ __forceinline__ void AddUp(int count,
+                                      const At& at,
+                                      const Weight& weight,
+                                      float4* sum) {
+  constexpr int kAhead = 6;
+  for (int first = 0; first < count; first += kAhead) {
+    float4 value[kAhead];
+#pragma unroll
+    for (int j = 0; j < kAhead; ++j) {
+      if (first + j < count) value[j] = at(first + j);
+    }
+#pragma unroll
+    for (int j = 0; j < kAhead; ++j) {
+      if (first + j < count) *sum = Plus(*sum, value[j], weight(first + j));
+    }
+  }
+}
+
 // A block takes a row; a thread four columns at a time.
 __global__ void __launch_bounds__(kThreadsMax) AddNorm(AddNormArgs a) {
   __shared__ float shared[kLanes];
@@ -142,6 +162,7 @@ __global__ void __launch_bounds__(kThreadsMax) AddNorm(AddNormArgs a) {
     }
     __syncthreads();
   }
+  const auto one = [](int) { return 1.0f; };
   auto* x = reinterpret_cast<float4*>(a.x) + row * vectors;
   float4 value[kVectors];
   float sum = 0;
@@ -150,27 +171,24 @@ __global__ void __launch_bounds__(kThreadsMax) AddNorm(AddNormArgs a) {
     const int64_t v = i * blockDim.x + threadIdx.x;
     if (v >= vectors) continue;
     value[i] = x[v];
+    // In sums of their own first, as the other backends have it.
     if (a.dense != nullptr) {
+      const int64_t plane = gridDim.x * vectors;
+      const auto* at =
+          reinterpret_cast<const float4*>(a.dense) + row * vectors + v;
       float4 all = {0, 0, 0, 0};
-#pragma unroll 8
-      for (int j = 0; j < a.planes; ++j) {
-        const int64_t line = j * static_cast<int64_t>(gridDim.x) + row;
-        all = Plus(all,
-                   reinterpret_cast<const float4*>(a.dense)[line * vectors + v],
-                   1.0f);
-      }
+      AddUp(
+          a.planes, [&](int j) { return at[j * plane]; }, one, &all);
       value[i] = Plus(value[i], all, 1.0f);
     }
     if (a.pairs != nullptr) {
-      // In a sum of its own first, as the other backends have it.
+      const auto* at = reinterpret_cast<const float4*>(a.pairs) + v;
       float4 all = {0, 0, 0, 0};
-#pragma unroll 12
-      for (int j = 0; j < a.per_row; ++j) {
-        const int64_t pair = place[j];
-        all = Plus(all,
-                   reinterpret_cast<const float4*>(a.pairs)[pair * vectors + v],
-                   weight[j]);
-      }
+      AddUp(
+          a.per_row,
+          [&](int j) { return at[place[j] * vectors]; },
+          [&](int j) { return weight[j]; },
+          &all);
       value[i] = Plus(value[i], all, 1.0f);
     }
     if (a.dense != nullptr || a.pairs != nullptr) x[v] = value[i];

@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "coordinator/cli/made_up_shape.h"
+
+#include <algorithm>
+#include <numeric>
+#include <utility>
+
+#include "absl/flags/declare.h"
+#include "absl/flags/flag.h"
+#include "absl/strings/str_cat.h"
+#include "common/limits.h"
+#include "common/status_macros.h"
+#include "kernels/device.h"
+
+ABSL_FLAG(std::string, weights, "synthetic", "synthetic: made up on the GPU");
+ABSL_FLAG(int32_t, layers, 0, "layers of the shape; 0: all");
+
+ABSL_DECLARE_FLAG(std::string, shape);
+ABSL_DECLARE_FLAG(std::string, format);
+ABSL_DECLARE_FLAG(std::string, kv_dtype);
+
+namespace conclave::cli {
+namespace {
+
+using checkpoint::ModelConfig;
+using kernels::SequenceRows;
+using model::DeviceDecoder;
+using model::LinearRole;
+using planner::WeightFormat;
+
+constexpr uint64_t kReadBytes = uint64_t{8} << 30;
+constexpr int32_t kReadRepeats = 9;
+
+WeightLayout Affine(int32_t bits, int32_t group, DType scales, bool biases) {
+  return {.dtype = DType::kU32,
+          .bits = bits,
+          .group = group,
+          .scale_dtype = scales,
+          .biases = biases};
+}
+
+// How the format stores a linear (coordinator/planner/shapes.cc).
+WeightLayout LayoutOf(WeightFormat format, LinearRole role) {
+  switch (format) {
+    case WeightFormat::kBf16:
+      break;
+    case WeightFormat::kFp8:
+      if (role == LinearRole::kTable || role == LinearRole::kGates) break;
+      return {.dtype = DType::kF8E4M3, .group = 128};
+    case WeightFormat::kGptqInt4:
+      if (role != LinearRole::kExpert) break;
+      return Affine(4, 128, DType::kF16, false);
+    case WeightFormat::kMlx3:
+      return Affine(3, 64, DType::kBF16, true);
+    case WeightFormat::kMlx4:
+      return Affine(4, 64, DType::kBF16, true);
+    case WeightFormat::kMlx5:
+      return Affine(5, 64, DType::kBF16, true);
+    case WeightFormat::kMlx6:
+      return Affine(6, 64, DType::kBF16, true);
+    case WeightFormat::kMlx8:
+      return Affine(8, 64, DType::kBF16, true);
+  }
+  return {.dtype = DType::kBF16};
+}
+
+absl::StatusOr<ShapeRequest> FromFlags() {
+  ShapeRequest out;
+  if (absl::GetFlag(FLAGS_weights) != "synthetic") {
+    return absl::InvalidArgumentError("--weights: synthetic");
+  }
+  ASSIGN_OR_RETURN(out.config, planner::ShapeOf(absl::GetFlag(FLAGS_shape)));
+  const std::string format = absl::GetFlag(FLAGS_format);
+  ASSIGN_OR_RETURN(out.format,
+                   planner::ParseFormat(format.empty() ? "mlx4" : format));
+  const std::string kv = absl::GetFlag(FLAGS_kv_dtype);
+  if (kv == "fp8") {
+    out.kv = kernels::KvDType::kFp8;
+    out.kv_bytes = 1;
+  } else if (kv != "bf16") {
+    return absl::InvalidArgumentError("--kv-dtype: bf16 or fp8");
+  }
+  const int32_t layers = absl::GetFlag(FLAGS_layers);
+  if (layers < 0 || layers > out.config.num_hidden_layers) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "--layers: 1 to ", out.config.num_hidden_layers, ", or 0 for all"));
+  }
+  if (layers > 0) {
+    out.config.num_hidden_layers = layers;
+    out.config.full_attention.resize(static_cast<size_t>(layers));
+  }
+  return out;
+}
+
+}  // namespace
+
+absl::StatusOr<ShapeBench> PrepareShape(int32_t sequences,
+                                        int32_t tokens,
+                                        int32_t rows_max) {
+  ShapeBench out;
+  ASSIGN_OR_RETURN(out.request, FromFlags());
+  ASSIGN_OR_RETURN(const auto devices, kernels::ListCudaDevices());
+  out.gpu = devices[0].name;
+  ASSIGN_OR_RETURN(out.read_bytes_per_s,
+                   kernels::MeasureReadBandwidth(0, kReadBytes, kReadRepeats));
+  ASSIGN_OR_RETURN(auto queue, kernels::DeviceQueue::Create(0));
+  const WeightFormat format = out.request.format;
+  ASSIGN_OR_RETURN(
+      model::DeviceWeights weights,
+      model::MakeUpWeights(
+          {.config = out.request.config,
+           .layout =
+               [format](LinearRole role, int64_t rows, int64_t cols) {
+                 WeightLayout layout = LayoutOf(format, role);
+                 layout.rows = rows;
+                 layout.cols = cols;
+                 return layout;
+               }},
+          queue.get()));
+  const int32_t blocks = (tokens + limits::kKvBlockTokens - 1) /
+                         limits::kKvBlockTokens * sequences;
+  ASSIGN_OR_RETURN(out.decoder,
+                   DeviceDecoder::Create(std::move(queue),
+                                         std::move(weights),
+                                         {.sizes = {.kv_blocks = blocks,
+                                                    .state_slots = sequences},
+                                          .rows_max = rows_max,
+                                          .sequences_max = sequences,
+                                          .kv = out.request.kv}));
+  RETURN_IF_ERROR(out.decoder->MakeUpCache());
+  return out;
+}
+
+ShapeSteps::ShapeSteps(int32_t sequences,
+                       int32_t rows,
+                       int32_t tokens,
+                       int32_t vocab)
+    : vocab_(vocab) {
+  const int32_t blocks =
+      (tokens + limits::kKvBlockTokens - 1) / limits::kKvBlockTokens;
+  for (int32_t s = 0; s < sequences; ++s) {
+    slots_.push_back(s);
+    blocks_.emplace_back(blocks);
+    std::iota(blocks_[s].begin(), blocks_[s].end(), s * blocks);
+    wanted_.push_back((s + 1) * rows - 1);
+  }
+  for (int32_t at = 0; rows > 1 && at < rows;) {
+    at = std::min(rows, at + limits::kGdnCellRows);
+    cells_.push_back(at);
+  }
+  sequences_.resize(sequences);
+  tokens_.resize(static_cast<size_t>(sequences) * rows);
+}
+
+kernels::StepBatch ShapeSteps::At(int32_t position) {
+  const auto count = static_cast<int32_t>(sequences_.size());
+  const auto rows = static_cast<int32_t>(tokens_.size()) / count;
+  for (int32_t s = 0; s < count; ++s) {
+    sequences_[s] = {.row_begin = s * rows,
+                     .rows = rows,
+                     .position = position,
+                     .cells = cells_,
+                     .state_slot_in = position == 0 ? -1 : s,
+                     .state_slots_out = {&slots_[s], 1},
+                     .kv_blocks = blocks_[s]};
+    for (int32_t r = 0; r < rows; ++r) {
+      // Far apart, so that routing differs from row to row.
+      const int64_t mixed = int64_t{s} * 7919 + (position + r) * 104729LL;
+      tokens_[static_cast<size_t>(s) * rows + r] =
+          static_cast<int32_t>(mixed % vocab_);
+    }
+  }
+  return {.sequences = sequences_, .rows = count * rows};
+}
+
+}  // namespace conclave::cli

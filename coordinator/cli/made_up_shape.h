@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "coordinator/model/device_decoder.h"
+#include "coordinator/planner/shapes.h"
+
+// A published shape with made-up weights on a GPU, as --shape, --format,
+// --layers, --weights and --kv-dtype say.
+namespace conclave::cli {
+
+struct ShapeRequest {
+  checkpoint::ModelConfig config;
+  planner::WeightFormat format = planner::WeightFormat::kMlx4;
+  kernels::KvDType kv = kernels::KvDType::kBF16;
+  int32_t kv_bytes = 2;  // of an element
+};
+
+// The decoder and what it runs on.
+struct ShapeBench {
+  ShapeRequest request;
+  std::string gpu;
+  double read_bytes_per_s = 0;  // of the device's memory, just measured
+  std::unique_ptr<model::DeviceDecoder> decoder;
+};
+
+// Room for `sequences` sequences of `tokens` tokens and steps of `rows_max`
+// rows. InvalidArgument names the flag; Unavailable: no GPU;
+// ResourceExhausted: too small a GPU.
+absl::StatusOr<ShapeBench> PrepareShape(int32_t sequences,
+                                        int32_t tokens,
+                                        int32_t rows_max);
+
+// Made-up tokens of `sequences` sequences with `rows` new rows each.
+class ShapeSteps {
+ public:
+  ShapeSteps(int32_t sequences, int32_t rows, int32_t tokens, int32_t vocab);
+  // The step whose first row stands at `position`; valid until the next call.
+  kernels::StepBatch At(int32_t position);
+  std::span<const int32_t> tokens() const { return tokens_; }
+  std::span<const int32_t> wanted() const { return wanted_; }
+
+ private:
+  int32_t vocab_;
+  std::vector<int32_t> slots_, cells_, tokens_, wanted_;
+  std::vector<std::vector<int32_t>> blocks_;
+  std::vector<kernels::SequenceRows> sequences_;
+};
+
+}  // namespace conclave::cli
