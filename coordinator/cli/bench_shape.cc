@@ -29,7 +29,6 @@ ABSL_FLAG(std::string, prompt, "8192", "tokens of the prompt, comma list");
 
 ABSL_DECLARE_FLAG(std::string, shape);
 ABSL_DECLARE_FLAG(std::string, format);
-ABSL_DECLARE_FLAG(std::string, kv_dtype);
 ABSL_DECLARE_FLAG(int32_t, steps);
 ABSL_DECLARE_FLAG(int32_t, repeats);
 
@@ -94,7 +93,7 @@ absl::StatusOr<Request> FromFlags() {
   const std::string format = absl::GetFlag(FLAGS_format);
   ASSIGN_OR_RETURN(out.format,
                    planner::ParseFormat(format.empty() ? "mlx4" : format));
-  const std::string kv = absl::GetFlag(FLAGS_kv_dtype);
+  const std::string kv = KvDtypeFromFlags();
   if (kv == "fp8") {
     out.kv = kernels::KvDType::kFp8;
     out.kv_bytes = 1;
@@ -277,7 +276,7 @@ void PrintHead(const Bench& bench) {
             << " TB/s in the same run\nshape " << absl::GetFlag(FLAGS_shape)
             << ", " << c.num_hidden_layers << " layers, "
             << planner::Name(bench.request.format) << ", KV "
-            << absl::GetFlag(FLAGS_kv_dtype)
+            << KvDtypeFromFlags()
             << ", GDN state f32, weights made up on the device\nresident "
             << Fixed(static_cast<double>(held) / 1e9, 3) << " GB, planned "
             << Fixed(static_cast<double>(planned) / 1e9, 3) << " GB\n\n";
