@@ -75,14 +75,12 @@ absl::Status CheckCoordinator(const v1::Coordinator& coordinator) {
       CheckRange("coordinator.threads", coordinator.threads(), 0, kThreadsMax));
   RETURN_IF_ERROR(
       CheckRange("coordinator.spin_us", coordinator.spin_us(), -1, kSpinUsMax));
-  RETURN_IF_ERROR(CheckWord("coordinator.activations",
-                            coordinator.activations(),
-                            {"int8", "f32"}));
+  RETURN_IF_ERROR(CheckWord(
+      "coordinator.activations", coordinator.activations(), {"int8", "f32"}));
   RETURN_IF_ERROR(CheckWord("coordinator.backend",
                             coordinator.backend(),
                             {"auto", "cuda", "cpu", "cpu-plain"}));
-  RETURN_IF_ERROR(
-      CheckRange("coordinator.gpu", coordinator.gpu(), 0, kGpuMax));
+  RETURN_IF_ERROR(CheckRange("coordinator.gpu", coordinator.gpu(), 0, kGpuMax));
   RETURN_IF_ERROR(CheckWord(
       "coordinator.kv_dtype", coordinator.kv_dtype(), {"bf16", "fp8"}));
   const std::string& key = coordinator.api_key();
