@@ -16,6 +16,8 @@ inline constexpr int32_t kGdnCellRows = 64;
 // Rows that one step may carry: prefill budget plus decode rows.
 inline constexpr int32_t kStepRowsMax = 8192;
 inline constexpr int32_t kStepTokensDefault = 512;
+// A GPU reads all experts for a prompt either way: the more rows, the better.
+inline constexpr int32_t kStepTokensOnGpu = 2048;
 inline constexpr int32_t kSequencesDefault = 16;
 inline constexpr int32_t kSequencesMax = 1024;
 inline constexpr int32_t kQueueDefault = 64;
@@ -52,6 +54,6 @@ static_assert(kFrameBytesMax > kBulkFrameBytes);
 static_assert(kKvBlockTokens % kGdnCellRows == 0 ||
               kGdnCellRows % kKvBlockTokens == 0);
 static_assert(kStepTokensDefault >= kGdnCellRows);
-static_assert(kStepRowsMax >= kStepTokensDefault + kSequencesMax);
+static_assert(kStepRowsMax >= kStepTokensOnGpu + kSequencesMax);
 
 }  // namespace conclave::limits

@@ -6,7 +6,6 @@
 #include <string>
 #include <utility>
 
-#include "absl/strings/str_cat.h"
 #include "common/limits.h"
 #include "common/memory.h"
 #include "common/status_macros.h"
@@ -31,27 +30,44 @@ int32_t ContextOf(const v1::Limits& limits,
       config.max_position_embeddings);
 }
 
+int32_t StepTokensOf(const v1::Limits& limits) {
+  return std::clamp(OrDefault(limits.step_tokens(), limits::kStepTokensDefault),
+                    limits::kGdnCellRows,
+                    limits::kStepRowsMax - limits::kSequencesMax);
+}
+
 }  // namespace
 
+CacheRoom HostCacheRoom(const checkpoint::ModelConfig& config) {
+  constexpr uint64_t kShare = 8;
+  return {.each = model::StateBytesOf(config),
+          .bytes = MemoryNow().free_bytes / kShare};
+}
+
 model::StateSizes CachesFor(const v1::Limits& limits,
-                            const checkpoint::ModelConfig& config) {
+                            const checkpoint::ModelConfig& config,
+                            const CacheRoom& room) {
   const int32_t max_sequences = SequencesOf(limits);
-  const int32_t max_context = ContextOf(limits, config);
-  const model::StateBytes bytes = model::StateBytesOf(config);
   const int64_t context_blocks =
-      schedule::StateAllocator::BlocksFor(max_context);
+      schedule::StateAllocator::BlocksFor(ContextOf(limits, config));
   int64_t blocks = context_blocks * max_sequences;
   if (limits.kv_tokens() > 0) {
     blocks = (limits.kv_tokens() + limits::kKvBlockTokens - 1) /
              limits::kKvBlockTokens;
-  } else if (bytes.per_kv_block > 0) {
-    const auto free = static_cast<int64_t>(MemoryNow().free_bytes);
-    const int64_t fit = free / 8 / bytes.per_kv_block;
+  } else if (room.each.per_kv_block > 0) {
+    const int64_t fit =
+        static_cast<int64_t>(room.bytes) / room.each.per_kv_block;
     blocks = std::min(blocks, std::max(fit, context_blocks));
   }
   blocks = std::min<int64_t>(blocks, std::numeric_limits<int32_t>::max() / 2);
   return {.kv_blocks = static_cast<int32_t>(blocks),
-          .state_slots = max_sequences};
+          .state_slots = max_sequences,
+          .step_rows = StepTokensOf(limits) + max_sequences};
+}
+
+model::StateSizes CachesFor(const v1::Limits& limits,
+                            const checkpoint::ModelConfig& config) {
+  return CachesFor(limits, config, HostCacheRoom(config));
 }
 
 absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(EngineParts parts) {
@@ -59,37 +75,27 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(EngineParts parts) {
   const checkpoint::ModelConfig& config = parts.checkpoint->config();
   const v1::Limits& limits = parts.limits;
   const int32_t max_sequences = SequencesOf(limits);
-  const int32_t max_context = ContextOf(limits, config);
-  const int32_t step_tokens =
-      std::clamp(OrDefault(limits.step_tokens(), limits::kStepTokensDefault),
-                 limits::kGdnCellRows,
-                 limits::kStepRowsMax - limits::kSequencesMax);
   const std::string& folder = parts.checkpoint->folder();
   ASSIGN_OR_RETURN(impl->tokenizer, text::Tokenizer::Load(folder));
   ASSIGN_OR_RETURN(impl->default_sampling, ReadGenerationConfig(folder));
-  const model::StateSizes sizes =
-      parts.caches.has_value() ? *parts.caches : CachesFor(limits, config);
-  ASSIGN_OR_RETURN(impl->decoder,
-                   model::Decoder::Create(*parts.checkpoint,
-                                          parts.experts,
-                                          parts.backend,
-                                          parts.pool,
-                                          sizes,
-                                          parts.activations));
+  impl->bounds = {
+      .max_context = ContextOf(limits, config),
+      .vocab_used = std::min(config.vocab_size, impl->tokenizer->size())};
+  ASSIGN_OR_RETURN(impl->step_sampler,
+                   parts.decoder->MakeSampler(impl->bounds.vocab_used));
+  const model::StateSizes& sizes = parts.caches;
   impl->scheduler = std::make_unique<schedule::Scheduler>(
       schedule::Scheduler::Options{.max_sequences = max_sequences,
-                                   .step_tokens = step_tokens,
+                                   .step_tokens = StepTokensOf(limits),
                                    .kv_blocks = sizes.kv_blocks,
                                    .state_slots = sizes.state_slots});
-  impl->bounds = {
-      .max_context = max_context,
-      .vocab_used = std::min(config.vocab_size, impl->tokenizer->size())};
   impl->max_queue = OrDefault(limits.max_queue(), limits::kQueueDefault);
   impl->max_outstanding = max_sequences + impl->max_queue;
   impl->metrics = std::make_unique<EngineMetrics>(parts.metrics);
   impl->metrics->kv_blocks_total.Set(sizes.kv_blocks);
-  const model::StateBytes each = model::StateBytesOf(config);
-  impl->resident.dense_bytes = impl->decoder->dense_bytes();
+  const model::StateBytes each = parts.decoder->state_bytes();
+  impl->resident.dense_bytes = parts.decoder->dense_bytes();
+  impl->resident.expert_bytes = parts.decoder->expert_bytes();
   impl->resident.kv_bytes =
       static_cast<uint64_t>(sizes.kv_blocks * each.per_kv_block);
   impl->resident.state_bytes =
@@ -97,6 +103,9 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(EngineParts parts) {
   ShowResident(parts.metrics, "dense", impl->resident.dense_bytes);
   ShowResident(parts.metrics, "kv", impl->resident.kv_bytes);
   ShowResident(parts.metrics, "state", impl->resident.state_bytes);
+  if (impl->resident.expert_bytes > 0) {
+    ShowResident(parts.metrics, "experts", impl->resident.expert_bytes);
+  }
   impl->parts = std::move(parts);
   Impl* raw = impl.get();
   std::unique_ptr<Engine> engine(new Engine(std::move(impl)));
@@ -129,14 +138,21 @@ Engine::Info Engine::info() const {
           .running = impl_->running.load(),
           .waiting = impl_->waiting.load(),
           .dense_bytes = impl_->resident.dense_bytes,
+          .expert_bytes = impl_->resident.expert_bytes,
           .kv_bytes = impl_->resident.kv_bytes,
           .state_bytes = impl_->resident.state_bytes,
           .default_sampling = impl_->default_sampling};
 }
 
 absl::Status Engine::Health() const {
+  RETURN_IF_ERROR(Lost());
   return impl_->parts.ready == nullptr ? absl::OkStatus()
                                        : impl_->parts.ready();
+}
+
+absl::Status Engine::Lost() const {
+  const std::lock_guard<std::mutex> lock(impl_->mutex);
+  return impl_->lost;
 }
 
 }  // namespace conclave

@@ -3,7 +3,6 @@
 
 #include <functional>
 #include <memory>
-#include <optional>
 #include <string>
 
 #include "absl/status/status.h"
@@ -12,10 +11,8 @@
 #include "common/clock.h"
 #include "common/metrics.h"
 #include "conclave/v1/config.pb.h"
-#include "coordinator/experts/experts.h"
 #include "coordinator/model/decoder.h"
 #include "coordinator/schedule/request.h"
-#include "kernels/context.h"
 
 namespace conclave {
 
@@ -26,24 +23,32 @@ using TokenSink = std::function<void(const TokenEvent& event)>;
 // What the engine needs; the caller keeps everything alive.
 struct EngineParts {
   const checkpoint::Checkpoint* checkpoint = nullptr;
-  experts::Experts* experts = nullptr;
-  kernels::Backend backend = kernels::Backend::kCpu;
-  ThreadPool* pool = nullptr;
-  kernels::Activations activations = kernels::Activations::kF32;
+  std::unique_ptr<model::Decoder> decoder;  // over caches of these sizes
+  model::StateSizes caches;
   Clock* clock = nullptr;
   Metrics* metrics = nullptr;
   v1::Limits limits;
-  // Sizes of the caches; nothing: CachesFor(limits).
-  std::optional<model::StateSizes> caches;
   bool soft_switches = true;
   // OK, or why no step can run now ("worker w1 ... is not connected"): then
   // Submit refuses with that status. May be null.
   std::function<absl::Status()> ready;
 };
 
+// What caches cost and what they may take.
+struct CacheRoom {
+  model::StateBytes each;
+  uint64_t bytes = 0;
+};
+// In host memory: an eighth of what is free now.
+CacheRoom HostCacheRoom(const checkpoint::ModelConfig& config);
+
 // KV blocks and state slots together: every sequence gets a slot; blocks are
-// limits.kv_tokens, else what an eighth of the memory that is free now holds,
-// at least one full context.
+// limits.kv_tokens, else what the room holds, at least one full context and
+// at most one for every sequence. Rows of a step are its budget and a row of
+// each sequence.
+model::StateSizes CachesFor(const v1::Limits& limits,
+                            const checkpoint::ModelConfig& config,
+                            const CacheRoom& room);
 model::StateSizes CachesFor(const v1::Limits& limits,
                             const checkpoint::ModelConfig& config);
 
@@ -71,8 +76,9 @@ class Engine {
     int32_t max_context = 0;
     int32_t running = 0;
     int32_t waiting = 0;
-    // Resident, without routed experts.
+    // Resident; experts: those of the decoder's device.
     uint64_t dense_bytes = 0;
+    uint64_t expert_bytes = 0;
     uint64_t kv_bytes = 0;
     uint64_t state_bytes = 0;
     // From the checkpoint's generation_config.json; defaults for requests.
@@ -82,6 +88,10 @@ class Engine {
 
   // OK, or why no step can run (for /health).
   absl::Status Health() const;
+
+  // OK, or why none can ever run again: the decoder's device is lost. All
+  // requests have ended or end now; the process should, too.
+  absl::Status Lost() const;
 
  private:
   struct Impl;

@@ -32,11 +32,20 @@ struct ActiveRequest {
   std::unique_ptr<sample::Sampler> sampler;
   std::unique_ptr<ReplyStream> stream;
   std::vector<TokenLogprob> prompt_logprobs;  // echo
+  // Of `tokens`, those that the step sampler has counted; 0: none of them.
+  size_t counted = 0;
   absl::Time submitted;
 
   int32_t generated() const {
     return static_cast<int32_t>(tokens.size()) - prompt_tokens;
   }
+};
+
+// A plan as the decoder takes it; views into the plan and into this.
+struct StepRows {
+  std::vector<kernels::SequenceRows> sequences;
+  std::vector<int32_t> tokens;
+  std::vector<int32_t> logit_rows;  // that somebody reads
 };
 
 // docs/contracts/step.md is normative for the loop.
@@ -54,13 +63,25 @@ struct Engine::Impl {
   void TakeInbox();
   void RefuseWaiting();
   void EndLate();
+  void EndStep(const schedule::StepPlan& plan, const absl::Status& status);
+  void EndAll(const absl::Status& status);
   absl::Status RunStep(const schedule::StepPlan& plan);
+  absl::Status RunForLogits(const schedule::StepPlan& plan,
+                            const StepRows& rows);
+  void Stepped(const schedule::StepPlan& plan, absl::Time start);
   void Emit(const schedule::PlannedRows& rows, std::span<const float> logits);
   void ScorePrompt(ActiveRequest& r,
                    const schedule::PlannedRows& rows,
                    std::span<const float> logits);
-  // False: the reply has ended.
-  bool TakeToken(ActiveRequest& r, std::span<const float> logits);
+  void TakeToken(ActiveRequest& r,
+                 int32_t token,
+                 std::span<const float> logits);
+  void FailNotFinite(const schedule::PlannedRows& rows);
+
+  // Engine thread (engine_sampled.cc): steps whose tokens the decoder chooses.
+  bool CanSample(const schedule::StepPlan& plan) const;
+  absl::Status RunSampled(const schedule::StepPlan& plan, const StepRows& rows);
+  absl::Status CountTokens(ActiveRequest& r, int32_t slot);
   bool IsEos(int32_t token) const;
   void Fail(RequestId id, const absl::Status& status);
   void Retire(RequestId id, const char* outcome);
@@ -68,7 +89,8 @@ struct Engine::Impl {
 
   EngineParts parts;
   std::unique_ptr<text::Tokenizer> tokenizer;
-  std::unique_ptr<model::Decoder> decoder;
+  std::unique_ptr<model::StepSampler> step_sampler;  // null: tokens come from
+                                                     // logits; parts' decoder
   std::unique_ptr<schedule::Scheduler> scheduler;
   std::unique_ptr<EngineMetrics> metrics;
   SamplingParams default_sampling;
@@ -90,6 +112,7 @@ struct Engine::Impl {
   std::vector<RequestId> cancelled;
   int32_t outstanding = 0;
   bool stop = false;
+  absl::Status lost;
   std::thread thread;
 };
 

@@ -31,19 +31,36 @@ void Engine::Impl::Loop() {
     const StepPlan plan = scheduler->PlanStep();
     UpdateGauges();
     if (plan.rows == 0) continue;
-    absl::Status status = RunStep(plan);
-    if (!status.ok()) {
-      // Requests were checked when they came: the client is not to blame.
-      if (absl::IsInvalidArgument(status) || absl::IsOutOfRange(status)) {
-        status = absl::InternalError(absl::StrCat("step: ", status.message()));
-      }
-      for (const PlannedRows& rows : plan.sequences) Fail(rows.id, status);
-    }
+    const absl::Status status = RunStep(plan);
+    if (!status.ok()) EndStep(plan, status);
   }
   TakeInbox();
-  while (!active.empty()) {
-    Fail(active.begin()->first, absl::CancelledError("the server is stopping"));
+  EndAll(absl::CancelledError("the server is stopping"));
+}
+
+void Engine::Impl::EndAll(const absl::Status& status) {
+  while (!active.empty()) Fail(active.begin()->first, status);
+}
+
+// What a failed step leaves: its requests end. Without a device all do, also
+// those that nobody has taken in yet.
+void Engine::Impl::EndStep(const StepPlan& plan, const absl::Status& status) {
+  // Requests were checked when they came: the client is not to blame.
+  const bool ours = absl::IsInvalidArgument(status) ||
+                    absl::IsOutOfRange(status) ||
+                    absl::IsResourceExhausted(status);
+  const absl::Status told =
+      ours ? absl::InternalError(absl::StrCat("step: ", status.message()))
+           : status;
+  for (const PlannedRows& rows : plan.sequences) Fail(rows.id, told);
+  const absl::Status health = parts.decoder->Health();
+  if (health.ok()) return;
+  {
+    const std::lock_guard<std::mutex> lock(mutex);
+    lost = health;  // from here on Submit refuses
   }
+  TakeInbox();
+  EndAll(health);
 }
 
 void Engine::Impl::TakeInbox() {
@@ -86,45 +103,53 @@ void Engine::Impl::EndLate() {
 }
 
 absl::Status Engine::Impl::RunStep(const StepPlan& plan) {
-  const absl::Time start = parts.clock->Now();
-  std::vector<kernels::SequenceRows> sequences;
-  std::vector<int32_t> tokens;
-  std::vector<int32_t> logit_rows;
+  StepRows rows;
   for (const PlannedRows& p : plan.sequences) {
     const std::vector<int32_t>& all = active.at(p.id)->tokens;
-    tokens.insert(tokens.end(),
-                  all.begin() + p.position,
-                  all.begin() + p.position + p.rows);
+    rows.tokens.insert(rows.tokens.end(),
+                       all.begin() + p.position,
+                       all.begin() + p.position + p.rows);
     const int32_t* slot = &p.state->slot;
-    sequences.push_back({.row_begin = p.row_begin,
-                         .rows = p.rows,
-                         .position = p.position,
-                         .cells = p.cells,
-                         .state_slot_in = p.fresh ? -1 : *slot,
-                         .state_slots_out = {slot, 1},
-                         .kv_blocks = p.state->blocks});
+    rows.sequences.push_back({.row_begin = p.row_begin,
+                              .rows = p.rows,
+                              .position = p.position,
+                              .cells = p.cells,
+                              .state_slot_in = p.fresh ? -1 : *slot,
+                              .state_slots_out = {slot, 1},
+                              .kv_blocks = p.state->blocks});
     int32_t first = p.rows;  // no logits in the middle of a prompt
     if (p.cells.empty() || p.ends_prompt) first = p.rows - 1;
     if (p.all_logits && !p.cells.empty()) first = 0;
     for (int32_t r = first; r < p.rows; ++r) {
-      logit_rows.push_back(p.row_begin + r);
+      rows.logit_rows.push_back(p.row_begin + r);
     }
   }
-  ASSIGN_OR_RETURN(const model::StepOutput output,
-                   decoder->Run({.sequences = sequences, .rows = plan.rows},
-                                tokens,
-                                logit_rows,
-                                nullptr));
+  return CanSample(plan) ? RunSampled(plan, rows) : RunForLogits(plan, rows);
+}
+
+void Engine::Impl::Stepped(const StepPlan& plan, absl::Time start) {
   scheduler->Advance(plan);
   metrics->steps.Add();
   metrics->step_seconds.Observe(
       absl::ToDoubleSeconds(parts.clock->Now() - start));
+}
+
+absl::Status Engine::Impl::RunForLogits(const StepPlan& plan,
+                                        const StepRows& rows) {
+  const absl::Time start = parts.clock->Now();
+  ASSIGN_OR_RETURN(
+      const model::StepOutput output,
+      parts.decoder->Run({.sequences = rows.sequences, .rows = plan.rows},
+                         rows.tokens,
+                         rows.logit_rows,
+                         nullptr));
+  Stepped(plan, start);
   const auto vocab = static_cast<size_t>(parts.checkpoint->config().vocab_size);
   size_t at = 0;
   for (const PlannedRows& p : plan.sequences) {
     size_t count = 0;
-    while (at + count < logit_rows.size() &&
-           logit_rows[at + count] < p.row_begin + p.rows) {
+    while (at + count < rows.logit_rows.size() &&
+           rows.logit_rows[at + count] < p.row_begin + p.rows) {
       ++count;
     }
     if (!p.cells.empty()) metrics->prompt_tokens.Add(p.rows);
@@ -132,6 +157,12 @@ absl::Status Engine::Impl::RunStep(const StepPlan& plan) {
     at += count;
   }
   return absl::OkStatus();
+}
+
+void Engine::Impl::FailNotFinite(const PlannedRows& rows) {
+  Fail(rows.id,
+       absl::InternalError(absl::StrCat(
+           "logits: not finite in the step from position ", rows.position)));
 }
 
 // `logits`: of the rows of this sequence that asked for them.
@@ -142,9 +173,7 @@ void Engine::Impl::Emit(const PlannedRows& rows,
   if (!std::all_of(logits.begin(), logits.end(), [](float x) {
         return std::isfinite(x);
       })) {
-    Fail(rows.id,
-         absl::InternalError(absl::StrCat(
-             "logits: not finite in the step from position ", rows.position)));
+    FailNotFinite(rows);
     return;
   }
   if (rows.all_logits && !rows.cells.empty()) ScorePrompt(r, rows, logits);
@@ -164,7 +193,9 @@ void Engine::Impl::Emit(const PlannedRows& rows,
     return;
   }
   const auto vocab = static_cast<size_t>(parts.checkpoint->config().vocab_size);
-  TakeToken(r, logits.last(vocab));
+  const std::span<const float> last = logits.last(vocab);
+  const auto position = static_cast<int32_t>(r.tokens.size());
+  TakeToken(r, r.sampler->Sample(last, position), last);
 }
 
 // Log-probabilities of prompt tokens: the row at position p tells of p + 1.
@@ -210,9 +241,10 @@ bool Engine::Impl::IsEos(int32_t token) const {
   return std::find(ids.begin(), ids.end(), token) != ids.end();
 }
 
-bool Engine::Impl::TakeToken(ActiveRequest& r, std::span<const float> logits) {
-  const auto position = static_cast<int32_t>(r.tokens.size());
-  const int32_t token = r.sampler->Sample(logits, position);
+// The next token of a reply. `logits` are read for log-probabilities alone.
+void Engine::Impl::TakeToken(ActiveRequest& r,
+                             int32_t token,
+                             std::span<const float> logits) {
   if (r.generated() == 0) {
     metrics->first_token_seconds.Observe(
         absl::ToDoubleSeconds(parts.clock->Now() - r.submitted));
@@ -241,7 +273,7 @@ bool Engine::Impl::TakeToken(ActiveRequest& r, std::span<const float> logits) {
   event.reasoning_tokens = r.stream->reasoning_tokens();
   const RequestId id = r.request.id;
   r.sink(event);
-  if (!ended) return true;
+  if (!ended) return;
   switch (event.finish) {
     case FinishReason::kToolCalls:
       Retire(id, "tool_calls");
@@ -252,7 +284,6 @@ bool Engine::Impl::TakeToken(ActiveRequest& r, std::span<const float> logits) {
     default:
       Retire(id, "length");
   }
-  return false;
 }
 
 void Engine::Impl::Fail(RequestId id, const absl::Status& status) {

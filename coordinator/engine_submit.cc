@@ -132,6 +132,7 @@ absl::StatusOr<int32_t> Engine::Impl::Submit(GenerateRequest request,
   if (parts.ready != nullptr) RETURN_IF_ERROR(parts.ready());
   const int32_t prompt_tokens = active->prompt_tokens;
   const std::lock_guard<std::mutex> lock(mutex);
+  RETURN_IF_ERROR(lost);
   if (stop) return absl::UnavailableError("the server is stopping");
   if (outstanding >= max_outstanding) {
     return absl::ResourceExhaustedError(

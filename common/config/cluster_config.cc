@@ -32,6 +32,8 @@ void SetDefaults(Message& message) {
     coordinator.set_listen("127.0.0.1:8080");
     coordinator.set_spin_us(kSpinUsDefault);
     coordinator.set_activations("int8");
+    coordinator.set_backend("auto");
+    coordinator.set_kv_dtype("bf16");
   } else if (type == v1::Worker::descriptor()) {
     auto& worker = static_cast<v1::Worker&>(message);
     worker.set_share(1);
@@ -55,7 +57,6 @@ void SetDefaults(Message& message) {
     auto& limits = static_cast<v1::Limits&>(message);
     limits.set_max_sequences(limits::kSequencesDefault);
     limits.set_max_queue(limits::kQueueDefault);
-    limits.set_step_tokens(limits::kStepTokensDefault);
     limits.set_max_body_bytes(limits::kBodyBytesDefault);
   } else if (type == v1::ClusterConfig::descriptor()) {
     auto& config = static_cast<v1::ClusterConfig&>(message);

@@ -20,6 +20,7 @@ namespace conclave::config {
 namespace {
 
 constexpr int32_t kThreadsMax = 1024;
+constexpr int32_t kGpuMax = 1023;
 constexpr int32_t kSpinUsMax = 1'000'000;
 constexpr double kShareMax = 1e6;
 constexpr double kDeadlineMax_s = 86'400;
@@ -74,6 +75,14 @@ absl::Status CheckCoordinator(const v1::Coordinator& coordinator) {
       CheckRange("coordinator.threads", coordinator.threads(), 0, kThreadsMax));
   RETURN_IF_ERROR(
       CheckRange("coordinator.spin_us", coordinator.spin_us(), -1, kSpinUsMax));
+  RETURN_IF_ERROR(CheckWord(
+      "coordinator.activations", coordinator.activations(), {"int8", "f32"}));
+  RETURN_IF_ERROR(CheckWord("coordinator.backend",
+                            coordinator.backend(),
+                            {"auto", "cuda", "cpu", "cpu-plain"}));
+  RETURN_IF_ERROR(CheckRange("coordinator.gpu", coordinator.gpu(), 0, kGpuMax));
+  RETURN_IF_ERROR(CheckWord(
+      "coordinator.kv_dtype", coordinator.kv_dtype(), {"bf16", "fp8"}));
   const std::string& key = coordinator.api_key();
   if (!key.empty() && !coordinator.api_key_file().empty()) {
     return Bad("coordinator.api_key_file",
@@ -246,10 +255,12 @@ absl::Status CheckLimits(const v1::Limits& limits) {
       CheckRange("limits.max_queue", limits.max_queue(), 0, kQueueMax));
   RETURN_IF_ERROR(
       CheckRange("limits.max_context", limits.max_context(), 0, INT32_MAX));
-  RETURN_IF_ERROR(CheckRange("limits.step_tokens",
-                             limits.step_tokens(),
-                             limits::kGdnCellRows,
-                             limits::kStepRowsMax - limits::kSequencesMax));
+  if (limits.step_tokens() != 0) {  // else by what computes
+    RETURN_IF_ERROR(CheckRange("limits.step_tokens",
+                               limits.step_tokens(),
+                               limits::kGdnCellRows,
+                               limits::kStepRowsMax - limits::kSequencesMax));
+  }
   RETURN_IF_ERROR(CheckRange(
       "limits.kv_tokens", limits.kv_tokens(), int64_t{0}, INT64_MAX));
   return CheckRange("limits.max_body_bytes",
@@ -277,9 +288,6 @@ absl::Status CheckTls(const v1::Tls& tls) {
 
 absl::Status Validate(const v1::ClusterConfig& config) {
   RETURN_IF_ERROR(CheckCoordinator(config.coordinator()));
-  RETURN_IF_ERROR(CheckWord("coordinator.activations",
-                            config.coordinator().activations(),
-                            {"int8", "f32"}));
   RETURN_IF_ERROR(CheckWorkers(config));
   RETURN_IF_ERROR(CheckPlacement(config));
   RETURN_IF_ERROR(CheckDeadlines(config.deadlines()));

@@ -167,7 +167,7 @@ void Print(const v1::ClusterConfig& config, const std::vector<Case>& cases) {
 
 absl::Status Bench() {
   ASSIGN_OR_RETURN(const v1::ClusterConfig config, ConfigFromFlags());
-  RETURN_IF_ERROR(BackendFromFlags(config.coordinator().simd()).status());
+  RETURN_IF_ERROR(UseProcessFlags(config.coordinator().simd()));
   ASSIGN_OR_RETURN(std::vector<Case> cases, Cases());
   std::vector<std::unique_ptr<Runner>> runners;
   for (const Case& c : cases) {

@@ -23,7 +23,6 @@ ABSL_FLAG(std::string, batch, "1", "sequences of a step, comma list");
 ABSL_FLAG(std::string, prompt, "8192", "tokens of the prompt, comma list");
 
 ABSL_DECLARE_FLAG(std::string, shape);
-ABSL_DECLARE_FLAG(std::string, kv_dtype);
 ABSL_DECLARE_FLAG(int32_t, steps);
 ABSL_DECLARE_FLAG(int32_t, repeats);
 
@@ -101,7 +100,7 @@ void PrintHead(const ShapeBench& bench) {
             << " TB/s in the same run\nshape " << absl::GetFlag(FLAGS_shape)
             << ", " << c.num_hidden_layers << " layers, "
             << planner::Name(bench.request.format) << ", KV "
-            << absl::GetFlag(FLAGS_kv_dtype)
+            << KvDtypeFromFlags()
             << ", GDN state f32, weights made up on the device\nresident "
             << Fixed(static_cast<double>(held) / 1e9, 3) << " GB, planned "
             << Fixed(static_cast<double>(planned) / 1e9, 3) << " GB\n\n";

@@ -8,8 +8,10 @@
 #include "absl/strings/str_cat.h"
 #include "common/config/cluster_config.h"
 #include "common/delivery/slice_cache.h"
+#include "common/limits.h"
 #include "common/status_macros.h"
 #include "common/thread_pool.h"
+#include "coordinator/cli/gpu_fit.h"
 #include "coordinator/cli/progress.h"
 #include "coordinator/cluster/placement.h"
 #include "coordinator/delivery/supply.h"
@@ -18,11 +20,15 @@
 #include "coordinator/experts/local_experts.h"
 #include "coordinator/experts/local_shards.h"
 #include "coordinator/experts/remote_experts.h"
+#include "coordinator/model/device_needs.h"
+#include "kernels/device_queue.h"
 
 namespace conclave::cli {
 
 struct Deployment::Impl {
   v1::ClusterConfig config;
+  kernels::Backend backend = kernels::Backend::kCpu;
+  std::string gpu;  // its name; empty: none
   kernels::Activations activations = kernels::Activations::kF32;
   std::unique_ptr<checkpoint::Checkpoint> checkpoint;
   Placement placement;
@@ -36,6 +42,8 @@ struct Deployment::Impl {
   std::unique_ptr<experts::Experts> experts;
 
   absl::Status LoadOwn(std::optional<WorkerId> holder);
+  absl::Status PlanGpu(const Options& options);
+  absl::Status PlanHost(const Options& options);
   absl::Status MakeLocal(const Options& options);
   absl::Status MakeRemote(const Options& options);
 };
@@ -47,6 +55,11 @@ int32_t SpinOf(const v1::ClusterConfig& config, int32_t threads) {
   const int32_t cores = AvailableCores();
   if (threads > cores) return 0;
   return config::SpinUs(config, config.coordinator().spin_us(), cores);
+}
+
+kernels::KvDType KvDTypeOf(const v1::ClusterConfig& config) {
+  return config.coordinator().kv_dtype() == "fp8" ? kernels::KvDType::kFp8
+                                                  : kernels::KvDType::kBF16;
 }
 
 DType RowDtype(const std::string& word) {
@@ -113,30 +126,68 @@ absl::Status Deployment::Impl::MakeRemote(const Options& options) {
   return absl::OkStatus();
 }
 
+absl::Status Deployment::Impl::PlanHost(const Options& options) {
+  const checkpoint::ModelConfig& model = checkpoint->config();
+  // Once, for placement, check and engine: free memory changes.
+  if (options.with_engine) caches = CachesFor(config.limits(), model);
+  const CacheBytes bytes = CachesOf(caches, model);
+  ASSIGN_OR_RETURN(Placing placing,
+                   DecidePlacement(config, *checkpoint, bytes));
+  placement = std::move(placing.placement);
+  how = std::move(placing.how);
+  return CheckFits(*checkpoint, placement, bytes, options.memory());
+}
+
+absl::Status Deployment::Impl::PlanGpu(const Options& options) {
+  const int32_t number = config.coordinator().gpu();
+  ASSIGN_OR_RETURN(const std::vector<kernels::CudaDevice> gpus, options.gpus());
+  ASSIGN_OR_RETURN(gpu, GpuName(gpus, number));
+  v1::Limits& bounds = *config.mutable_limits();
+  if (bounds.step_tokens() == 0)
+    bounds.set_step_tokens(limits::kStepTokensOnGpu);
+  const checkpoint::ModelConfig& model = checkpoint->config();
+  const model::StateSizes least = CachesFor(bounds, model, {});
+  ASSIGN_OR_RETURN(const std::unique_ptr<kernels::DeviceQueue> queue,
+                   kernels::DeviceQueue::Create(number));
+  ASSIGN_OR_RETURN(
+      const model::DeviceNeeds needs,
+      model::DeviceNeedsOf(*checkpoint,
+                           queue.get(),
+                           {.rows_max = least.step_rows,
+                            .sequences_max = least.state_slots,
+                            .exact = activations == kernels::Activations::kF32,
+                            .kv = KvDTypeOf(config)}));
+  const kernels::CudaDevice& device = gpus[static_cast<size_t>(number)];
+  ASSIGN_OR_RETURN(caches,
+                   FitOnGpu(needs,
+                            bounds,
+                            model,
+                            gpu,
+                            {.total_bytes = device.memory_total_bytes,
+                             .free_bytes = device.memory_free_bytes}));
+  return absl::OkStatus();
+}
+
 absl::StatusOr<std::unique_ptr<Deployment>> Deployment::Create(
     const v1::ClusterConfig& config, const Options& options) {
   auto impl = std::make_unique<Impl>();
   impl->config = config;
+  impl->backend = options.backend;
   ASSIGN_OR_RETURN(
       impl->activations,
       kernels::ParseActivations(config.coordinator().activations()));
   ASSIGN_OR_RETURN(impl->checkpoint,
                    checkpoint::Checkpoint::Open(config.model()));
-  const checkpoint::ModelConfig& model = impl->checkpoint->config();
-  // Once, for placement, check and engine: free memory changes.
-  if (options.with_engine) impl->caches = CachesFor(config.limits(), model);
-  const CacheBytes caches = CachesOf(impl->caches, model);
-  ASSIGN_OR_RETURN(Placing placing,
-                   DecidePlacement(config, *impl->checkpoint, caches));
-  impl->placement = std::move(placing.placement);
-  impl->how = std::move(placing.how);
-  RETURN_IF_ERROR(
-      CheckFits(*impl->checkpoint, impl->placement, caches, options.memory()));
+  impl->progress =
+      std::make_unique<Progress>(options.clock, options.show_progress);
+  if (options.backend == kernels::Backend::kCuda) {
+    RETURN_IF_ERROR(impl->PlanGpu(options));
+    return std::unique_ptr<Deployment>(new Deployment(std::move(impl)));
+  }
+  RETURN_IF_ERROR(impl->PlanHost(options));
   int32_t threads = options.threads;
   if (threads <= 0) threads = config.coordinator().threads();
   if (threads <= 0) threads = AvailableCores();
-  impl->progress =
-      std::make_unique<Progress>(options.clock, options.show_progress);
   impl->pool = std::make_unique<ThreadPool>(threads, SpinOf(config, threads));
   RETURN_IF_ERROR(config.workers_size() == 0 ? impl->MakeLocal(options)
                                              : impl->MakeRemote(options));
@@ -156,6 +207,31 @@ kernels::Activations Deployment::activations() const {
   return impl_->activations;
 }
 model::StateSizes Deployment::caches() const { return impl_->caches; }
+const v1::Limits& Deployment::limits() const { return impl_->config.limits(); }
+
+absl::StatusOr<std::unique_ptr<model::Decoder>> Deployment::MakeDecoder() {
+  const int32_t gpu = impl_->config.coordinator().gpu();
+  const auto progress = [this, gpu](uint64_t done, uint64_t total) {
+    impl_->progress->Update(absl::StrCat("GPU ", gpu), done, total);
+  };
+  return model::Decoder::Create(
+      *impl_->checkpoint,
+      impl_->experts.get(),
+      impl_->backend,
+      impl_->pool.get(),
+      impl_->caches,
+      impl_->activations,
+      {.gpu = gpu, .kv = KvDTypeOf(impl_->config), .progress = progress});
+}
+
+std::string Deployment::ComputesOn() const {
+  if (!impl_->gpu.empty()) return impl_->gpu;
+  return absl::StrCat("SIMD ",
+                      kernels::ActiveSimdTarget(),
+                      ", ",
+                      impl_->pool->threads(),
+                      " threads");
+}
 
 absl::Status Deployment::Ready() const {
   return impl_->cluster == nullptr ? absl::OkStatus() : impl_->cluster->Ready();
@@ -174,6 +250,9 @@ absl::Status Deployment::WaitReady(absl::Time deadline) {
 }
 
 std::string Deployment::Describe() const {
+  if (!impl_->gpu.empty()) {
+    return absl::StrCat("all experts are on ", impl_->gpu, "\n");
+  }
   return absl::StrCat("experts are placed ",
                       impl_->how,
                       "\n",

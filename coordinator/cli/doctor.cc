@@ -166,8 +166,7 @@ absl::Status Doctor(bool* well) {
   DoctorOptions options;
   ASSIGN_OR_RETURN(options.config, config::LoadClusterConfig(file));
   RETURN_IF_ERROR(ApplyFlags(&options.config));
-  RETURN_IF_ERROR(
-      BackendFromFlags(options.config.coordinator().simd()).status());
+  RETURN_IF_ERROR(UseProcessFlags(options.config.coordinator().simd()));
   options.quick = absl::GetFlag(FLAGS_quick);
   options.clock = RealClock();
   options.say = [](const std::string& line) {

@@ -13,12 +13,16 @@
 
 ABSL_FLAG(std::string, config, "", "cluster file (docs/configuration.md)");
 ABSL_FLAG(std::string, model, "", "folder of the checkpoint");
-ABSL_FLAG(std::string, backend, "cpu", "cpu, or cpu-plain (the slow twin)");
 ABSL_FLAG(std::string,
           activations,
           "",
           "of products with quantised weights: int8 or f32; empty: as the "
           "configuration says, int8 if nothing");
+ABSL_FLAG(std::string,
+          kv_dtype,
+          "",
+          "keys and values: bf16, fp8 or, in plans, f32; empty: as the "
+          "configuration says, bf16 if nothing");
 ABSL_FLAG(std::string, simd, "", "pin one SIMD target, e.g. AVX2; empty: best");
 ABSL_FLAG(std::string, log_level, "info", "debug, info, warning, error or off");
 ABSL_FLAG(std::string,
@@ -60,7 +64,7 @@ absl::StatusOr<v1::ClusterConfig> ConfigFromFlags() {
   return config;
 }
 
-absl::StatusOr<kernels::Backend> BackendFromFlags(const std::string& simd) {
+absl::Status UseProcessFlags(const std::string& simd) {
   if (!log::SetLevel(absl::GetFlag(FLAGS_log_level))) {
     return absl::InvalidArgumentError(
         absl::StrCat("--log-level ",
@@ -68,12 +72,12 @@ absl::StatusOr<kernels::Backend> BackendFromFlags(const std::string& simd) {
                      ": use debug, info, warning, error or off"));
   }
   const std::string flag = absl::GetFlag(FLAGS_simd);
-  RETURN_IF_ERROR(kernels::PinSimdTarget(flag.empty() ? simd : flag));
-  const std::string backend = absl::GetFlag(FLAGS_backend);
-  if (backend == "cpu") return kernels::Backend::kCpu;
-  if (backend == "cpu-plain") return kernels::Backend::kCpuPlain;
-  return absl::InvalidArgumentError(
-      absl::StrCat("--backend ", backend, ": use cpu or cpu-plain"));
+  return kernels::PinSimdTarget(flag.empty() ? simd : flag);
+}
+
+std::string KvDtypeFromFlags() {
+  const std::string word = absl::GetFlag(FLAGS_kv_dtype);
+  return word.empty() ? "bf16" : word;
 }
 
 absl::StatusOr<std::vector<int32_t>> Counts(const std::string& list,

@@ -13,7 +13,7 @@
 // Flags that several subcommands read. Each overrides its field of the file.
 ABSL_DECLARE_FLAG(std::string, config);
 ABSL_DECLARE_FLAG(std::string, model);
-ABSL_DECLARE_FLAG(std::string, backend);
+ABSL_DECLARE_FLAG(std::string, kv_dtype);
 ABSL_DECLARE_FLAG(std::string, simd);
 ABSL_DECLARE_FLAG(std::string, log_level);
 ABSL_DECLARE_FLAG(std::string, out);
@@ -30,8 +30,11 @@ absl::Status ApplyFlags(v1::ClusterConfig* config);
 // neither says which model.
 absl::StatusOr<v1::ClusterConfig> ConfigFromFlags();
 
-// --backend cpu | cpu-plain, --simd, --log-level.
-absl::StatusOr<kernels::Backend> BackendFromFlags(const std::string& simd);
+// --simd (else the file's), --log-level.
+absl::Status UseProcessFlags(const std::string& simd);
+
+// --kv-dtype, or bf16: for what reads no file.
+std::string KvDtypeFromFlags();
 
 // "1,8,32": numbers from 1 to `max`. An empty list means the fallback.
 absl::StatusOr<std::vector<int32_t>> Counts(const std::string& list,

@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/limits.h"
 #include "common/status_macros.h"
+#include "coordinator/cli/flags.h"
 #include "kernels/device.h"
 
 ABSL_FLAG(std::string, weights, "synthetic", "synthetic: made up on the GPU");
@@ -17,7 +18,6 @@ ABSL_FLAG(int32_t, layers, 0, "layers of the shape; 0: all");
 
 ABSL_DECLARE_FLAG(std::string, shape);
 ABSL_DECLARE_FLAG(std::string, format);
-ABSL_DECLARE_FLAG(std::string, kv_dtype);
 
 namespace conclave::cli {
 namespace {
@@ -73,7 +73,7 @@ absl::StatusOr<ShapeRequest> FromFlags() {
   const std::string format = absl::GetFlag(FLAGS_format);
   ASSIGN_OR_RETURN(out.format,
                    planner::ParseFormat(format.empty() ? "mlx4" : format));
-  const std::string kv = absl::GetFlag(FLAGS_kv_dtype);
+  const std::string kv = KvDtypeFromFlags();
   if (kv == "fp8") {
     out.kv = kernels::KvDType::kFp8;
     out.kv_bytes = 1;

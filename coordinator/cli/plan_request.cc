@@ -23,7 +23,6 @@ ABSL_FLAG(std::string,
           nodes,
           "",
           "COUNTxDEVICE[-GB], comma list; the first is the coordinator");
-ABSL_FLAG(std::string, kv_dtype, "bf16", "keys and values: bf16, fp8 or f32");
 ABSL_FLAG(std::string, state_dtype, "f32", "GDN state: f32 or bf16");
 ABSL_FLAG(double, link_us, 0, "round trip to each worker; 0: 150");
 ABSL_FLAG(double, link_gbs, 0, "GB/s of each link, each way; 0: 1.18");
@@ -300,7 +299,7 @@ absl::StatusOr<PlanRequest> PlanRequestFromFlags() {
         absl::GetFlag(FLAGS_link_us), absl::GetFlag(FLAGS_link_gbs), node.link);
   }
   ASSIGN_OR_RETURN(r.kv_element_bytes,
-                   ElementBytes("--kv-dtype", absl::GetFlag(FLAGS_kv_dtype)));
+                   ElementBytes("--kv-dtype", KvDtypeFromFlags()));
   ASSIGN_OR_RETURN(
       r.state_element_bytes,
       ElementBytes("--state-dtype", absl::GetFlag(FLAGS_state_dtype)));

@@ -6,6 +6,7 @@
 
 #include <filesystem>
 #include <iostream>
+#include <utility>
 
 #include "absl/flags/declare.h"
 #include "absl/flags/flag.h"
@@ -14,6 +15,7 @@
 #include "common/log.h"
 #include "common/status_macros.h"
 #include "common/version.h"
+#include "coordinator/cli/backend_choice.h"
 #include "coordinator/cli/deployment.h"
 #include "coordinator/cli/flags.h"
 #include "coordinator/cli/table.h"
@@ -22,6 +24,15 @@
 #include "coordinator/http/server.h"
 
 ABSL_FLAG(std::string, listen, "", "HOST:PORT of the HTTP port");
+ABSL_FLAG(std::string,
+          backend,
+          "",
+          "auto (a GPU where there is one), cuda, cpu, or cpu-plain (the slow "
+          "twin); empty: as the configuration says, auto if nothing");
+ABSL_FLAG(int32_t,
+          gpu,
+          -1,
+          "which GPU; -1: as the configuration says, 0 if nothing");
 ABSL_FLAG(int32_t, threads, 0, "compute threads; 0: one per core");
 ABSL_FLAG(int32_t, spin_us, 0, "poll so long before blocking; -1: never");
 ABSL_FLAG(int32_t, max_sequences, 0, "sequences that run at once");
@@ -52,6 +63,9 @@ void Override(v1::ClusterConfig& config) {
   text(FLAGS_api_key, [&](const auto& v) { c.set_api_key(v); });
   text(FLAGS_served_model_name,
        [&](const auto& v) { c.set_served_model_name(v); });
+  text(FLAGS_backend, [&](const auto& v) { c.set_backend(v); });
+  text(FLAGS_kv_dtype, [&](const auto& v) { c.set_kv_dtype(v); });
+  if (const int32_t v = absl::GetFlag(FLAGS_gpu); v >= 0) c.set_gpu(v);
   const auto number = [](const auto& flag, auto set) {
     if (const auto v = absl::GetFlag(flag); v != 0) set(v);
   };
@@ -107,18 +121,17 @@ absl::Status StartEngine(const v1::ClusterConfig& config,
   options.with_engine = true;
   ASSIGN_OR_RETURN(service.deployment, Deployment::Create(config, options));
   Deployment* deployment = service.deployment.get();
+  ASSIGN_OR_RETURN(std::unique_ptr<model::Decoder> decoder,
+                   deployment->MakeDecoder());
   ASSIGN_OR_RETURN(
       service.engine,
       Engine::Create(
           {.checkpoint = &deployment->checkpoint(),
-           .experts = deployment->experts(),
-           .backend = backend,
-           .pool = deployment->pool(),
-           .activations = deployment->activations(),
+           .decoder = std::move(decoder),
+           .caches = deployment->caches(),
            .clock = RealClock(),
            .metrics = &service.metrics,
-           .limits = config.limits(),
-           .caches = deployment->caches(),
+           .limits = deployment->limits(),
            .soft_switches = !config.coordinator().soft_switches_off(),
            .ready = [deployment] { return deployment->Ready(); }}));
   return absl::OkStatus();
@@ -164,9 +177,8 @@ void PrintReady(const v1::ClusterConfig& config, const Service& service) {
       service.deployment->checkpoint().config();
   std::cerr << "conclave " << Version() << ": " << ModelName(config) << ", "
             << model.num_hidden_layers << " layers, " << model.num_experts
-            << " experts, context " << info.max_context << ", SIMD "
-            << kernels::ActiveSimdTarget() << ", "
-            << service.deployment->pool()->threads() << " threads\n";
+            << " experts, context " << info.max_context << ", "
+            << service.deployment->ComputesOn() << "\n";
   std::vector<std::vector<std::string>> rows = {
       {"worker", "address", "version", "SIMD", "threads", "MiB held"}};
   for (const cluster::WorkerState& w : service.deployment->Workers()) {
@@ -184,10 +196,11 @@ void PrintReady(const v1::ClusterConfig& config, const Service& service) {
             << "://" << config.coordinator().listen() << "/v1" << std::endl;
 }
 
-// Logs every change of the cluster's state; returns at a signal to stop.
-void Watch(const v1::ClusterConfig& config,
-           Service& service,
-           const sigset_t& signals) {
+// Logs every change of the cluster's state; returns at a signal to stop, or
+// with the reason why no step can ever run again.
+absl::Status Watch(const v1::ClusterConfig& config,
+                   Service& service,
+                   const sigset_t& signals) {
   bool announced = false;
   std::string last;
   do {
@@ -205,7 +218,13 @@ void Watch(const v1::ClusterConfig& config,
       }
     }
     last = std::string(ready.message());
+    const absl::Status lost = service.engine->Lost();
+    if (!lost.ok()) {
+      log::Error(std::string(lost.message()));
+      return lost;
+    }
   } while (!SignalWithin(signals, announced ? kTick : absl::ZeroDuration()));
+  return absl::OkStatus();
 }
 
 absl::Status Serve() {
@@ -214,16 +233,18 @@ absl::Status Serve() {
   Override(config);
   RETURN_IF_ERROR(config::Validate(config));
   RETURN_IF_ERROR(config::CheckHttpBind(config));
-  ASSIGN_OR_RETURN(const kernels::Backend backend,
-                   BackendFromFlags(config.coordinator().simd()));
+  RETURN_IF_ERROR(UseProcessFlags(config.coordinator().simd()));
+  ASSIGN_OR_RETURN(const BackendChoice choice,
+                   ChooseBackend(config, kernels::ListCudaDevices));
+  if (!choice.line.empty()) log::Info(choice.line);
   Service service;
-  RETURN_IF_ERROR(StartEngine(config, backend, service));
+  RETURN_IF_ERROR(StartEngine(config, choice.backend, service));
   RETURN_IF_ERROR(StartServer(config, service));
-  Watch(config, service, signals);
+  const absl::Status lost = Watch(config, service, signals);
   log::Info("stopping");
   service.server->Stop(absl::Seconds(config.deadlines().shutdown_s()));
   service.engine.reset();
-  return absl::OkStatus();
+  return lost;
 }
 
 int Run(const std::vector<std::string>& arguments) {
@@ -248,24 +269,13 @@ Command ServeCommand() {
               "  conclave serve --config deploy/config/two-workers.yaml\n"
               "  conclave serve --model DIR --listen 127.0.0.1:9000 "
               "--max-sequences 32\n",
-          .flags = {"config",
-                    "model",
-                    "links",
-                    "listen",
-                    "api_key",
-                    "served_model_name",
-                    "backend",
-                    "simd",
-                    "activations",
-                    "threads",
-                    "spin_us",
-                    "max_sequences",
-                    "max_queue",
-                    "max_context",
-                    "step_tokens",
-                    "kv_tokens",
-                    "soft_switches",
-                    "log_level"},
+          .flags = {"config",        "model",         "links",
+                    "listen",        "api_key",       "served_model_name",
+                    "backend",       "gpu",           "kv_dtype",
+                    "simd",          "activations",   "threads",
+                    "spin_us",       "max_sequences", "max_queue",
+                    "max_context",   "step_tokens",   "kv_tokens",
+                    "soft_switches", "log_level"},
           .run = Run};
 }
 

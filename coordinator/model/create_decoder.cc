@@ -1,10 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <iterator>
 #include <utility>
+#include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "common/limits.h"
 #include "common/status_macros.h"
 #include "coordinator/model/device_decoder.h"
 #include "coordinator/model/host_decoder.h"
+#include "kernels/device.h"
 
 namespace conclave::model {
 namespace {
@@ -12,12 +16,18 @@ namespace {
 absl::StatusOr<std::unique_ptr<Decoder>> CreateOnDevice(
     const checkpoint::Checkpoint& checkpoint,
     StateSizes sizes,
-    kernels::Activations activations) {
-  constexpr int32_t kFirstDevice = 0;
+    kernels::Activations activations,
+    const DevicePlace& place) {
+  ASSIGN_OR_RETURN(const std::vector<kernels::CudaDevice> devices,
+                   kernels::ListCudaDevices());
+  if (place.gpu < 0 || place.gpu >= std::ssize(devices)) {
+    return absl::UnavailableError(absl::StrCat(
+        "no GPU ", place.gpu, "; this machine has ", devices.size()));
+  }
   ASSIGN_OR_RETURN(std::unique_ptr<kernels::DeviceQueue> queue,
-                   kernels::DeviceQueue::Create(kFirstDevice));
+                   kernels::DeviceQueue::Create(place.gpu));
   ASSIGN_OR_RETURN(DeviceWeights weights,
-                   LoadDeviceWeights(checkpoint, queue.get(), nullptr));
+                   LoadDeviceWeights(checkpoint, queue.get(), place.progress));
   const int32_t rows =
       sizes.step_rows > 0 ? sizes.step_rows : limits::kStepRowsMax;
   return DeviceDecoder::Create(
@@ -26,7 +36,10 @@ absl::StatusOr<std::unique_ptr<Decoder>> CreateOnDevice(
       {.sizes = sizes,
        .rows_max = rows,
        .sequences_max = sizes.state_slots,
-       .exact = activations == kernels::Activations::kF32});
+       .exact = activations == kernels::Activations::kF32,
+       .kv = place.kv,
+       .name = absl::StrCat(
+           "GPU ", place.gpu, " (", devices[place.gpu].name, ")")});
 }
 
 }  // namespace
@@ -37,9 +50,10 @@ absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Create(
     kernels::Backend backend,
     ThreadPool* pool,
     StateSizes sizes,
-    kernels::Activations activations) {
+    kernels::Activations activations,
+    const DevicePlace& place) {
   if (backend == kernels::Backend::kCuda) {
-    return CreateOnDevice(checkpoint, sizes, activations);
+    return CreateOnDevice(checkpoint, sizes, activations, place);
   }
   return HostDecoder::Create(checkpoint,
                              {.experts = experts,

@@ -150,7 +150,16 @@ absl::StatusOr<std::unique_ptr<HostDecoder>> HostDecoder::Create(
 HostDecoder::HostDecoder(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 HostDecoder::~HostDecoder() = default;
 
+absl::StatusOr<std::unique_ptr<StepSampler>> HostDecoder::MakeSampler(int32_t) {
+  return nullptr;
+}
+absl::Status HostDecoder::Health() const { return absl::OkStatus(); }
+
 uint64_t HostDecoder::dense_bytes() const { return impl_->weights.bytes(); }
+uint64_t HostDecoder::expert_bytes() const { return 0; }
+StateBytes HostDecoder::state_bytes() const {
+  return StateBytesOf(impl_->config);
+}
 
 std::span<const float> HostDecoder::GdnState(int32_t layer,
                                              int32_t slot) const {

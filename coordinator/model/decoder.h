@@ -9,8 +9,11 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "common/checkpoint/checkpoint.h"
+#include "common/checkpoint/shard_weights.h"
 #include "coordinator/experts/experts.h"
+#include "coordinator/model/step_sampler.h"
 #include "kernels/context.h"
+#include "kernels/device_attention.h"
 #include "kernels/step_batch.h"
 
 namespace conclave::model {
@@ -30,6 +33,13 @@ struct StateBytes {
   int64_t per_state_slot = 0;
 };
 StateBytes StateBytesOf(const checkpoint::ModelConfig& config);
+
+// Of the model on a GPU.
+struct DevicePlace {
+  int32_t gpu = 0;
+  kernels::KvDType kv = kernels::KvDType::kBF16;  // kF32 where all is float32
+  checkpoint::LoadProgressFn progress;            // of the weights; or null
+};
 
 // What one step gives back; views into the decoder's own memory, valid until
 // the next Run.
@@ -62,7 +72,8 @@ class Decoder {
       kernels::Backend backend,
       ThreadPool* pool,
       StateSizes sizes,
-      kernels::Activations activations = kernels::Activations::kF32);
+      kernels::Activations activations = kernels::Activations::kF32,
+      const DevicePlace& place = {});
   virtual ~Decoder() = default;
 
   // tokens: [batch.rows], ids in [0, vocab). logit_rows: rows whose logits are
@@ -73,8 +84,19 @@ class Decoder {
                                          std::span<const int32_t> logit_rows,
                                          Probe* probe) = 0;
 
-  // Weights without the routed experts.
+  // Steps that choose tokens where the logits are, among ids below
+  // `vocab_used`; null where that is the host. Freed before the decoder.
+  virtual absl::StatusOr<std::unique_ptr<StepSampler>> MakeSampler(
+      int32_t vocab_used) = 0;
+
+  // OK, or why no step can ever run again: the device is lost.
+  virtual absl::Status Health() const = 0;
+
+  // Weights without the routed experts, and those of them that it holds
+  // itself.
   virtual uint64_t dense_bytes() const = 0;
+  virtual uint64_t expert_bytes() const = 0;
+  virtual StateBytes state_bytes() const = 0;
 
   // A GDN state slot of a layer, for tests: [value_heads, key_dim, value_dim],
   // and the convolution rows [taps - 1, channels]; valid until the next call.

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -19,6 +20,8 @@ namespace conclave::model {
 // kernel by kernel. Rounding points, unless `exact`: what products read is
 // rounded to bf16 (the router: to twice as many bits), keys, values and
 // probabilities as kernels/device_attention.h says; the rest is float32.
+// Errors of the device name it; those that lose it are Internal, and Health
+// tells of them from then on.
 class DeviceDecoder final : public Decoder {
  public:
   struct Options {
@@ -28,6 +31,7 @@ class DeviceDecoder final : public Decoder {
     bool exact = false;                             // everything in float32
     kernels::KvDType kv = kernels::KvDType::kBF16;  // kF32 where exact
     bool record = true;
+    std::string name = "the GPU";  // in errors
   };
   static absl::StatusOr<std::unique_ptr<DeviceDecoder>> Create(
       std::unique_ptr<kernels::DeviceQueue> queue,
@@ -39,6 +43,10 @@ class DeviceDecoder final : public Decoder {
                                  std::span<const int32_t> tokens,
                                  std::span<const int32_t> logit_rows,
                                  Probe* probe) override;
+
+  absl::StatusOr<std::unique_ptr<StepSampler>> MakeSampler(
+      int32_t vocab_used) override;
+  absl::Status Health() const override;
 
   // A step of one row per sequence; next[i] is the likeliest token after
   // sequence i, -1 where the logits are not finite.
@@ -70,14 +78,16 @@ class DeviceDecoder final : public Decoder {
   absl::Status MakeUpCache();
 
   uint64_t dense_bytes() const override;
-  uint64_t expert_bytes() const;
+  uint64_t expert_bytes() const override;
+  StateBytes state_bytes() const override;
   std::span<const float> GdnState(int32_t layer, int32_t slot) const override;
   std::span<const float> ConvState(int32_t layer, int32_t slot) const override;
 
   kernels::DeviceQueue* queue();
 
+  struct Impl;  // for the files of this folder
+
  private:
-  struct Impl;
   explicit DeviceDecoder(std::unique_ptr<Impl> impl);
   std::unique_ptr<Impl> impl_;
 };

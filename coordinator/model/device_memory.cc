@@ -27,6 +27,21 @@ size_t ElementBytes(KvDType dtype) {
   return sizeof(uint8_t);
 }
 
+size_t BlockBytes(const ModelConfig& config, KvDType kv) {
+  return size_t{2} * config.num_key_value_heads * limits::kKvBlockTokens *
+         config.head_dim * ElementBytes(kv);
+}
+
+// Of the widest row between the two linears of a mixer.
+size_t ProjectedWidth(const ModelConfig& c, const kernels::GdnShape& gdn) {
+  const size_t attention =
+      size_t{2} * c.head_dim * (c.num_attention_heads + c.num_key_value_heads);
+  const size_t recurrent = static_cast<size_t>(gdn.channels()) +
+                           static_cast<size_t>(gdn.value_heads) *
+                               (static_cast<size_t>(gdn.value_dim) + 2);
+  return std::max(attention, recurrent);
+}
+
 // Of the logits of a prompt at a time.
 constexpr size_t kLogitBytes = size_t{512} << 20;
 
@@ -41,20 +56,50 @@ size_t Padded(size_t cols) {
 
 }  // namespace
 
-absl::StatusOr<DeviceMemory> DeviceMemory::Create(DeviceQueue* queue,
-                                                  const DeviceWeights& weights,
-                                                  const Options& options) {
-  const ModelConfig& config = weights.config;
-  DeviceMemory out;
-  out.exact_ = options.exact;
-  out.kv_ = options.kv;
-  out.experts_ = config.num_experts;
-  out.top_k_ = config.num_experts_per_tok;
-  out.attention_ = AttentionShapeOf(config);
-  out.gdn_ = GdnShapeOf(config);
-  RETURN_IF_ERROR(out.AllocateStates(queue, config, options));
-  RETURN_IF_ERROR(out.AllocateArrays(queue, weights, options));
+StateBytes DeviceStateBytesOf(const ModelConfig& config, KvDType kv) {
+  const kernels::GdnShape gdn = GdnShapeOf(config);
+  StateBytes out;
+  for (const bool full : config.full_attention) {
+    if (full) {
+      out.per_kv_block += static_cast<int64_t>(BlockBytes(config, kv));
+    } else {
+      out.per_state_slot +=
+          (int64_t{gdn.conv_kernel} * gdn.channels() +
+           int64_t{gdn.value_heads} * gdn.key_dim * gdn.value_dim) *
+          int64_t{sizeof(float)};
+    }
+  }
   return out;
+}
+
+absl::StatusOr<DeviceMemory> DeviceMemory::Create(DeviceQueue* queue,
+                                                  const ModelConfig& config,
+                                                  const Options& options) {
+  DeviceMemory out;
+  out.TakeShapes(config, options);
+  RETURN_IF_ERROR(out.AllocateStates(queue, config, options));
+  RETURN_IF_ERROR(out.AllocateArrays(queue, config, options));
+  return out;
+}
+
+absl::StatusOr<uint64_t> DeviceMemory::ArrayBytes(DeviceQueue* queue,
+                                                  const ModelConfig& config,
+                                                  const Options& options) {
+  DeviceMemory out;
+  out.only_count_ = true;
+  out.TakeShapes(config, options);
+  RETURN_IF_ERROR(out.AllocateArrays(queue, config, options));
+  return out.array_bytes_;
+}
+
+void DeviceMemory::TakeShapes(const ModelConfig& config,
+                              const Options& options) {
+  exact_ = options.exact;
+  kv_ = options.kv;
+  experts_ = config.num_experts;
+  top_k_ = config.num_experts_per_tok;
+  attention_ = AttentionShapeOf(config);
+  gdn_ = GdnShapeOf(config);
 }
 
 absl::Status DeviceMemory::AllocateStates(DeviceQueue* queue,
@@ -62,9 +107,7 @@ absl::Status DeviceMemory::AllocateStates(DeviceQueue* queue,
                                           const Options& options) {
   const auto slots = static_cast<size_t>(options.sizes.state_slots);
   const auto blocks = static_cast<size_t>(options.sizes.kv_blocks) + 1;
-  const size_t block_bytes = size_t{2} * config.num_key_value_heads *
-                             limits::kKvBlockTokens * config.head_dim *
-                             ElementBytes(kv_);
+  const size_t block_bytes = BlockBytes(config, kv_);
   for (const bool full : config.full_attention) {
     Layer& layer = layers_.emplace_back();
     if (full) {
@@ -88,9 +131,8 @@ absl::Status DeviceMemory::AllocateStates(DeviceQueue* queue,
 }
 
 absl::Status DeviceMemory::AllocateArrays(DeviceQueue* queue,
-                                          const DeviceWeights& weights,
+                                          const ModelConfig& c,
                                           const Options& options) {
-  const ModelConfig& c = weights.config;
   const auto rows = static_cast<size_t>(options.rows_max) +
                     static_cast<size_t>(options.sequences_max) / 2;
   const auto sequences = static_cast<size_t>(options.sequences_max);
@@ -102,10 +144,7 @@ absl::Status DeviceMemory::AllocateArrays(DeviceQueue* queue,
                static_cast<size_t>(gdn_.value_heads) * gdn_.value_dim);
   const size_t width = Padded(
       std::max(c.moe_intermediate_size, c.shared_expert_intermediate_size));
-  size_t projected = 0;
-  for (const DeviceLayer& layer : weights.layers) {
-    projected = std::max(projected, static_cast<size_t>(layer.in.width));
-  }
+  const size_t projected = ProjectedWidth(c, gdn_);
   // Filling up takes a third more rows than sequences at the most.
   const size_t filled = sequences + sequences / 2;
   const size_t row_bytes = static_cast<size_t>(c.vocab_size) * sizeof(float);
@@ -123,6 +162,8 @@ absl::Status DeviceMemory::AllocateArrays(DeviceQueue* queue,
   // Few rows may come in planes.
   const size_t planes = size_t{kernels::kPlanesMax} * kNarrowRows;
   const auto allocate = [&](size_t bytes, DeviceBuffer* to) -> absl::Status {
+    array_bytes_ += bytes;
+    if (only_count_) return absl::OkStatus();
     ASSIGN_OR_RETURN(*to, queue->Allocate(bytes, "arrays of a step"));
     return queue->Fill(*to, 0);
   };
@@ -148,8 +189,10 @@ absl::Status DeviceMemory::AllocateArrays(DeviceQueue* queue,
   const std::vector<kernels::DeviceSampling> greedy(wanted);
   RETURN_IF_ERROR(
       allocate(greedy.size() * sizeof(kernels::DeviceSampling), &greedy_));
-  RETURN_IF_ERROR(
-      queue->Upload(greedy.data(), greedy_.bytes(), greedy_.as<void>()));
+  if (!only_count_) {
+    RETURN_IF_ERROR(
+        queue->Upload(greedy.data(), greedy_.bytes(), greedy_.as<void>()));
+  }
   for (DeviceBuffer* buffer :
        {&entry_row_, &entry_place_, &entry_expert_, &entry_weight_}) {
     RETURN_IF_ERROR(allocate(pairs * sizeof(int32_t), buffer));

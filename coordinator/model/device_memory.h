@@ -6,13 +6,17 @@
 
 #include "absl/status/statusor.h"
 #include "coordinator/model/decoder.h"
-#include "coordinator/model/device_weights.h"
 #include "kernels/device_attention.h"
 #include "kernels/device_gdn.h"
 #include "kernels/device_product.h"
+#include "kernels/device_queue.h"
 #include "kernels/device_sampling.h"
 
 namespace conclave::model {
+
+// Of that model, with keys and values in `kv`.
+StateBytes DeviceStateBytesOf(const checkpoint::ModelConfig& config,
+                              kernels::KvDType kv);
 
 // What a model on a device needs beside its weights, allocated once: states of
 // sequences and the arrays of a step. KV blocks have one more than `sizes`
@@ -26,9 +30,15 @@ class DeviceMemory {
     bool exact = false;
     kernels::KvDType kv = kernels::KvDType::kBF16;
   };
-  static absl::StatusOr<DeviceMemory> Create(kernels::DeviceQueue* queue,
-                                             const DeviceWeights& weights,
-                                             const Options& options);
+  static absl::StatusOr<DeviceMemory> Create(
+      kernels::DeviceQueue* queue,
+      const checkpoint::ModelConfig& config,
+      const Options& options);
+  // Of everything but states; allocates nothing.
+  static absl::StatusOr<uint64_t> ArrayBytes(
+      kernels::DeviceQueue* queue,
+      const checkpoint::ModelConfig& config,
+      const Options& options);
 
   float* x() const { return x_.as<float>(); }  // [rows, hidden]
   kernels::DeviceRows u() const { return Rows(u_); }
@@ -67,11 +77,13 @@ class DeviceMemory {
   struct Layer {
     kernels::DeviceBuffer kv, conv, recurrent;
   };
+  void TakeShapes(const checkpoint::ModelConfig& config,
+                  const Options& options);
   absl::Status AllocateStates(kernels::DeviceQueue* queue,
                               const checkpoint::ModelConfig& config,
                               const Options& options);
   absl::Status AllocateArrays(kernels::DeviceQueue* queue,
-                              const DeviceWeights& weights,
+                              const checkpoint::ModelConfig& config,
                               const Options& options);
   kernels::DeviceRows Rows(const kernels::DeviceBuffer& buffer) const {
     return {.data = buffer.as<void>(),
@@ -79,6 +91,8 @@ class DeviceMemory {
             .wide = exact_ ? nullptr : ordered_.as<void>()};
   }
 
+  bool only_count_ = false;
+  uint64_t array_bytes_ = 0;
   bool exact_ = false;
   kernels::KvDType kv_ = kernels::KvDType::kBF16;
   int32_t experts_ = 0;

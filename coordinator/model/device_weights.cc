@@ -7,6 +7,7 @@
 
 #include "common/limits.h"
 #include "common/status_macros.h"
+#include "coordinator/model/device_needs.h"
 #include "coordinator/model/device_weights_maker.h"
 #include "coordinator/model/weights.h"
 
@@ -98,6 +99,8 @@ absl::StatusOr<DeviceWeights> LoadDeviceWeights(
     const checkpoint::LoadProgressFn& progress) {
   DeviceWeights out;
   out.config = checkpoint.config();
+  ASSIGN_OR_RETURN(const uint64_t total, DeviceWeightBytesOf(checkpoint));
+  if (progress != nullptr) progress(0, total);
   ASSIGN_OR_RETURN(const DenseWeights dense, LoadDenseWeights(checkpoint));
   Maker maker(queue, &out);
   RETURN_IF_ERROR(
@@ -118,7 +121,9 @@ absl::StatusOr<DeviceWeights> LoadDeviceWeights(
     RETURN_IF_ERROR(LoadExperts(&maker, checkpoint, from, i, &to));
     // What was read of this layer is still on its way to the device.
     RETURN_IF_ERROR(queue->Wait());
-    if (progress != nullptr) progress(i + 1, dense.layers.size());
+    if (progress != nullptr) {
+      progress(out.dense_bytes + out.expert_bytes, total);
+    }
   }
   return out;
 }

@@ -52,7 +52,8 @@ struct DeviceWeights {
 };
 
 // Reads the checkpoint part by part: host memory holds the dense part and one
-// layer of experts at a time. ResourceExhausted: the device is too small.
+// layer of experts at a time. Progress is in bytes. ResourceExhausted: the
+// device is too small.
 absl::StatusOr<DeviceWeights> LoadDeviceWeights(
     const checkpoint::Checkpoint& checkpoint,
     kernels::DeviceQueue* queue,

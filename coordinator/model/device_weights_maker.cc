@@ -27,6 +27,11 @@ MatrixPlan Down(const Experts3& e, int32_t stack) {
   return {.parts = {e.down.layout}, .stack = stack};
 }
 
+uint64_t StackBytes(const Experts3& each, int32_t stack) {
+  return kernels::MatrixBytes(GateUp(each, stack)) +
+         kernels::MatrixBytes(Down(each, stack));
+}
+
 }  // namespace
 
 WeightLayout LayoutOf(const WeightView& view) {
@@ -61,6 +66,11 @@ absl::Status DeviceWeightsMaker::Linears(const std::vector<Source>& sources,
     }
     // A format that is not known shares with nothing, not even itself.
     if (end == begin) plan.parts.push_back(sources[end++].layout);
+    if (queue_ == nullptr) {
+      out_->dense_bytes += kernels::MatrixBytes(plan);
+      begin = end;
+      continue;
+    }
     ASSIGN_OR_RETURN(DeviceMatrix matrix,
                      kernels::MakeMatrix(queue_, plan, what));
     if (sources[begin].host == nullptr) {
@@ -88,6 +98,11 @@ absl::Status DeviceWeightsMaker::Experts(
   const bool one = CanShare(first.gate.layout, shared.gate.layout) &&
                    CanShare(first.down.layout, shared.down.layout) &&
                    first.gate.layout.rows == shared.gate.layout.rows;
+  if (queue_ == nullptr) {
+    out_->expert_bytes += StackBytes(first, count);
+    out_->dense_bytes += StackBytes(shared, 1);
+    return absl::OkStatus();
+  }
   ASSIGN_OR_RETURN(DeviceExpertStack routed,
                    Stack(first, count + (one ? 1 : 0), what));
   for (int32_t i = 0; first.gate.host != nullptr && i < count; ++i) {
@@ -123,6 +138,10 @@ absl::Status DeviceWeightsMaker::Floats(std::span<const float> from,
   out_->dense_bytes += from.size_bytes();
   out_->storage.push_back(std::move(buffer));
   return absl::OkStatus();
+}
+
+void DeviceWeightsMaker::CountFloats(int64_t size) {
+  out_->dense_bytes += static_cast<uint64_t>(size) * sizeof(float);
 }
 
 absl::Status DeviceWeightsMaker::Ones(int64_t size, const float** to) {

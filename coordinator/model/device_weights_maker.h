@@ -22,7 +22,7 @@ struct Source {
 };
 
 // Makes the parts of one model's DeviceWeights, in any order. `what` is named
-// in errors.
+// in errors. Without a queue it only counts bytes.
 class DeviceWeightsMaker {
  public:
   DeviceWeightsMaker(kernels::DeviceQueue* queue, DeviceWeights* out)
@@ -45,6 +45,7 @@ class DeviceWeightsMaker {
 
   absl::Status Floats(std::span<const float> from, const float** to);
   absl::Status Ones(int64_t size, const float** to);
+  void CountFloats(int64_t size);
 
   // As the checkpoint stores it; made up where the view has no data.
   absl::Status Table(const WeightLayout& layout,

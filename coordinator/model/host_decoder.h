@@ -30,7 +30,12 @@ class HostDecoder final : public Decoder {
                                  std::span<const int32_t> tokens,
                                  std::span<const int32_t> logit_rows,
                                  Probe* probe) override;
+  absl::StatusOr<std::unique_ptr<StepSampler>> MakeSampler(
+      int32_t vocab_used) override;
+  absl::Status Health() const override;
   uint64_t dense_bytes() const override;
+  uint64_t expert_bytes() const override;
+  StateBytes state_bytes() const override;
   std::span<const float> GdnState(int32_t layer, int32_t slot) const override;
   std::span<const float> ConvState(int32_t layer, int32_t slot) const override;
 

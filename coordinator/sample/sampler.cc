@@ -37,6 +37,37 @@ Sampler::Sampler(const SamplingParams& params,
   }
 }
 
+kernels::DeviceSampling Sampler::OnDevice(int32_t position) const {
+  return {.temperature = params_.top_k == 1 ? 0 : params_.temperature,
+          .top_p = params_.top_p,
+          .min_p = params_.min_p,
+          .presence_penalty = params_.presence_penalty,
+          .frequency_penalty = params_.frequency_penalty,
+          .repetition_penalty = params_.repetition_penalty,
+          .uniform = UniformAt(seed_, static_cast<uint64_t>(position)),
+          .top_k = params_.top_k};
+}
+
+bool HasPenalty(const SamplingParams& params) {
+  return params.presence_penalty != 0 || params.frequency_penalty != 0 ||
+         params.repetition_penalty != 1.0;
+}
+
+std::vector<int32_t> CountsOf(std::span<const int32_t> prompt,
+                              std::span<const int32_t> generated,
+                              int32_t vocab_used) {
+  std::vector<int32_t> out(static_cast<size_t>(vocab_used));
+  for (const int32_t id : prompt) {
+    if (id < vocab_used) out[static_cast<size_t>(id)] = -1;
+  }
+  for (const int32_t id : generated) {
+    if (id >= vocab_used) continue;
+    int32_t& count = out[static_cast<size_t>(id)];
+    count += count < 0 ? -1 : 1;
+  }
+  return out;
+}
+
 void Sampler::Accept(int32_t token) { ++generated_[token]; }
 
 void Sampler::Penalise() {

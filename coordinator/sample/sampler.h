@@ -8,6 +8,7 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/container/flat_hash_set.h"
 #include "coordinator/schedule/request.h"
+#include "kernels/device_sampling.h"
 
 namespace conclave::sample {
 
@@ -26,6 +27,8 @@ class Sampler {
 
   // logits: [vocab]; read only. position: of the new token.
   int32_t Sample(std::span<const float> logits, int32_t position);
+  // The same choice as a device takes it, but for bias and counts_row.
+  kernels::DeviceSampling OnDevice(int32_t position) const;
   // The token was taken.
   void Accept(int32_t token);
 
@@ -41,6 +44,16 @@ class Sampler {
   std::vector<float> logits_;                        // scratch, [vocab_used]
   std::vector<int32_t> ids_;                         // scratch
 };
+
+// Whether tokens that were seen change logits.
+bool HasPenalty(const SamplingParams& params);
+
+// What a device knows of a sequence's tokens, [vocab_used]
+// (kernels/device_sampling.h): -1 - n for those of the prompt, else n, the
+// times that they were generated.
+std::vector<int32_t> CountsOf(std::span<const int32_t> prompt,
+                              std::span<const int32_t> generated,
+                              int32_t vocab_used);
 
 // Uniform in [0, 1): SplitMix64 of seed and position (Steele et al. 2014).
 double UniformAt(uint64_t seed, uint64_t position);

@@ -56,7 +56,10 @@ TEST(ClusterConfig, LeftOutFieldsTakeTheDefaultsOfTheSchema) {
   EXPECT_EQ(c.on_expert_loss(), "error");
   EXPECT_EQ(c.limits().max_sequences(), 16);
   EXPECT_EQ(c.limits().max_queue(), 64);
-  EXPECT_EQ(c.limits().step_tokens(), 512);
+  EXPECT_EQ(c.limits().step_tokens(), 0);  // by what computes
+  EXPECT_EQ(c.coordinator().backend(), "auto");
+  EXPECT_EQ(c.coordinator().gpu(), 0);
+  EXPECT_EQ(c.coordinator().kv_dtype(), "bf16");
   EXPECT_EQ(c.limits().max_body_bytes(), 8 << 20);
   EXPECT_TRUE(Validate(DefaultClusterConfig()).ok());
 }

@@ -21,6 +21,12 @@ TEST(Validate, EachRuleNamesItsField) {
   } kCases[] = {
       {"coordinator: {listen: here}", "coordinator.listen: 'here'"},
       {"coordinator: {threads: -1}", "coordinator.threads: must be in [0, "},
+      {"coordinator: {backend: gpu}",
+       "coordinator.backend: must be 'auto' or 'cuda' or 'cpu' or "
+       "'cpu-plain', is 'gpu'"},
+      {"coordinator: {gpu: -1}", "coordinator.gpu: must be in [0, "},
+      {"coordinator: {kv_dtype: f16}",
+       "coordinator.kv_dtype: must be 'bf16' or 'fp8'"},
       {"workers: [{name: a, address: \"h:1\", link_gb_per_s: -1}]",
        "workers[0].link_round_trip_us and link_gb_per_s: must not be"},
       {"exchange: {rows: fp8}", "exchange.rows: must be 'f32' or 'bf16'"},

@@ -64,18 +64,35 @@ class Reply {
 
 using ReplyPtr = std::shared_ptr<Reply>;
 
-// An engine over the embedded model. `experts` null: local ones.
+// An engine over the embedded model. `experts` null: local ones. `wrap` may put
+// a decoder of its own around the real one.
 class EngineHouse {
  public:
-  explicit EngineHouse(v1::Limits limits = {},
-                       experts::Experts* experts = nullptr,
-                       std::function<absl::Status()> ready = nullptr)
+  using Wrap = std::function<std::unique_ptr<model::Decoder>(
+      std::unique_ptr<model::Decoder>)>;
+
+  explicit EngineHouse(
+      v1::Limits limits = {},
+      experts::Experts* experts = nullptr,
+      std::function<absl::Status()> ready = nullptr,
+      const Wrap& wrap = nullptr,
+      kernels::Backend backend = kernels::Backend::kCpu,
+      kernels::Activations activations = kernels::Activations::kF32)
       : model_(kernels::Backend::kCpu) {
     if (limits.kv_tokens() == 0) limits.set_kv_tokens(4096);
     EngineParts parts;
     parts.checkpoint = &TinyModel();
-    parts.experts = experts != nullptr ? experts : model_.local.get();
-    parts.pool = &model_.pool;
+    parts.caches = CachesFor(limits, TinyModel().config());
+    auto decoder = model::Decoder::Create(
+        TinyModel(),
+        experts != nullptr ? experts : model_.local.get(),
+        backend,
+        &model_.pool,
+        parts.caches,
+        activations);
+    EXPECT_TRUE(decoder.ok()) << decoder.status();
+    parts.decoder = *std::move(decoder);
+    if (wrap != nullptr) parts.decoder = wrap(std::move(parts.decoder));
     parts.clock = &clock;
     parts.metrics = &metrics;
     parts.limits = limits;

@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "conclave/v1/config.pb.h"
+#include "kernels/context.h"
+#include "kernels/device.h"
+
+namespace conclave::cli {
+
+using ListGpusFn =
+    std::function<absl::StatusOr<std::vector<kernels::CudaDevice>>()>;
+
+struct BackendChoice {
+  kernels::Backend backend = kernels::Backend::kCpu;
+  std::string line;  // for the log: what it is and why; empty: as asked
+};
+
+// What coordinator.backend means on this machine. `auto` is the GPU
+// coordinator.gpu where it can compute the model alone (no workers, compute
+// capability 8), else the CPU. InvalidArgument: a GPU that does not exist, or
+// `cuda` with workers. Other errors: `cuda` cannot be had, and why. `list` is
+// asked only where a GPU comes into question.
+absl::StatusOr<BackendChoice> ChooseBackend(const v1::ClusterConfig& config,
+                                            const ListGpusFn& list);
+
+// "GPU 0 (NVIDIA H200)"; InvalidArgument names those that there are.
+absl::StatusOr<std::string> GpuName(
+    const std::vector<kernels::CudaDevice>& gpus, int32_t gpu);
+
+}  // namespace conclave::cli

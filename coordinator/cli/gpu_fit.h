@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "common/checkpoint/checkpoint.h"
+#include "common/memory.h"
+#include "conclave/v1/config.pb.h"
+#include "coordinator/model/decoder.h"
+#include "coordinator/model/device_needs.h"
+
+namespace conclave::cli {
+
+// Sizes of the caches on a GPU with this memory: keys and values get
+// limits.kv_tokens, else what weights, arrays and states leave, but 2 % of the
+// memory (1.5 GB at most) for CUDA itself. ResourceExhausted, with what is
+// needed for what and what there is, where not even one context fits.
+absl::StatusOr<model::StateSizes> FitOnGpu(
+    const model::DeviceNeeds& needs,
+    const v1::Limits& limits,
+    const checkpoint::ModelConfig& config,
+    const std::string& gpu,
+    const MemoryState& memory);
+
+}  // namespace conclave::cli

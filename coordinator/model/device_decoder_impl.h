@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "coordinator/model/device_decoder.h"
+#include "coordinator/model/device_memory.h"
+#include "coordinator/model/device_step_arrays.h"
+
+namespace conclave::model {
+
+// device_decoder.cc has the pass, device_decoder_run.cc the steps,
+// device_decoder_measure.cc what benchmarks ask, device_sampler.cc steps that
+// choose tokens.
+struct DeviceDecoder::Impl {
+  using Sizes = DeviceStepArrays::Sizes;
+
+  bool Launches(Block block) const { return (blocks & block) != 0; }
+  absl::StatusOr<kernels::DeviceGraph> Record(const Sizes& sizes);
+  absl::Status Layers(const kernels::DeviceStep& step, Probe* probe);
+  absl::Status Mix(size_t index, const kernels::DeviceStep& step);
+  absl::Status Experts(size_t index, const kernels::DeviceEntries& entries);
+  absl::Status Product(const DeviceLinears& linears,
+                       const kernels::DeviceRows& x,
+                       const void* low,
+                       int32_t rows,
+                       float* out,
+                       int32_t* planes = nullptr);
+  // Layers and head of a step of one row per sequence.
+  absl::Status PassToLogits(const Sizes& sizes);
+  absl::Status Pass(const Sizes& sizes);
+  absl::Status Head(const Sizes& sizes);
+  absl::Status Recorded(const kernels::StepBatch& batch,
+                        std::span<const int32_t> tokens,
+                        Sizes* sizes);
+  absl::Status Show(Probe* probe, int32_t layer, int32_t rows);
+  absl::Status ShowRouting(Probe* probe,
+                           int32_t layer,
+                           const kernels::DeviceEntries& entries);
+  absl::Status FinalHidden(int32_t rows);
+  void NotePositions(const kernels::StepBatch& batch);
+  // Whether the step is one that a recorded step can be.
+  absl::Status CheckOneRowEach(const kernels::StepBatch& batch,
+                               std::span<const int32_t> tokens) const;
+  absl::Status CheckRoom(const kernels::StepBatch& batch) const;
+  absl::StatusOr<StepOutput> Run(const kernels::StepBatch& batch,
+                                 std::span<const int32_t> tokens,
+                                 std::span<const int32_t> logit_rows,
+                                 Probe* probe);
+  // The status with the device's name; remembers what cannot be mended.
+  absl::Status Told(const absl::Status& status);
+
+  // The queue outlives what was allocated on it.
+  std::unique_ptr<kernels::DeviceQueue> queue;
+  Options options;
+  DeviceWeights weights;
+  DeviceMemory m;
+  DeviceStepArrays arrays;
+  std::map<Sizes, kernels::DeviceGraph> graphs;
+  uint32_t blocks = kAll;    // that are launched
+  int32_t mixer_planes = 1;  // of m.y
+  absl::Status lost;         // why no further step can run
+
+  // Position after the row that a slot's state was written by, [slots].
+  std::vector<int32_t> next_position;
+  std::vector<float> logits, hidden;
+  std::vector<uint16_t> rounded;
+  std::vector<float> state;
+};
+
+}  // namespace conclave::model

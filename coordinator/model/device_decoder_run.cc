@@ -1,0 +1,279 @@
+// SPDX-License-Identifier: Apache-2.0
+// Steps of a device decoder: numbers up, a pass, logits down.
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/bf16.h"
+#include "common/limits.h"
+#include "common/status_macros.h"
+#include "coordinator/model/device_decoder_impl.h"
+#include "coordinator/model/device_sampler.h"
+#include "coordinator/model/step_check.h"
+
+namespace conclave::model {
+
+using kernels::DeviceQueue;
+using kernels::StepBatch;
+
+namespace {
+
+// Blocks of the longest sequence that the model knows positions for.
+int32_t BlocksMax(const checkpoint::ModelConfig& config,
+                  const StateSizes& sizes) {
+  const int32_t longest =
+      (config.max_position_embeddings + limits::kKvBlockTokens - 1) /
+      limits::kKvBlockTokens;
+  return std::min(sizes.kv_blocks, longest);
+}
+
+}  // namespace
+
+absl::Status DeviceDecoder::Impl::Show(Probe* probe,
+                                       int32_t layer,
+                                       int32_t rows) {
+  if (probe == nullptr) return absl::OkStatus();
+  std::vector<float> x(static_cast<size_t>(rows) * weights.config.hidden_size);
+  RETURN_IF_ERROR(queue->Download(m.x(), x.size() * sizeof(float), x.data()));
+  probe->Hidden(layer, x);
+  return absl::OkStatus();
+}
+
+absl::Status DeviceDecoder::Impl::ShowRouting(
+    Probe* probe, int32_t layer, const kernels::DeviceEntries& entries) {
+  if (probe == nullptr) return absl::OkStatus();
+  const auto all = static_cast<size_t>(entries.rows) * entries.per_row;
+  std::vector<int32_t> expert(all);
+  std::vector<float> weight(all);
+  RETURN_IF_ERROR(
+      queue->Download(entries.expert, all * sizeof(int32_t), expert.data()));
+  RETURN_IF_ERROR(
+      queue->Download(entries.weight, all * sizeof(float), weight.data()));
+  // The last of a row is the shared expert, which the router does not choose.
+  const int32_t top_k = entries.per_row - 1;
+  for (int32_t r = 0; r < entries.rows; ++r) {
+    std::copy_n(&expert[static_cast<size_t>(r) * entries.per_row],
+                top_k,
+                &expert[static_cast<size_t>(r) * top_k]);
+    std::copy_n(&weight[static_cast<size_t>(r) * entries.per_row],
+                top_k,
+                &weight[static_cast<size_t>(r) * top_k]);
+  }
+  const size_t chosen = static_cast<size_t>(entries.rows) * top_k;
+  probe->Routed(layer,
+                {.rows = entries.rows,
+                 .top_k = top_k,
+                 .expert = std::span(expert).first(chosen),
+                 .weight = std::span(weight).first(chosen)});
+  return absl::OkStatus();
+}
+
+absl::Status DeviceDecoder::Impl::FinalHidden(int32_t rows) {
+  hidden.resize(static_cast<size_t>(rows) * weights.config.hidden_size);
+  if (!m.u().bf16) {
+    return queue->Download(
+        m.u().data, hidden.size() * sizeof(float), hidden.data());
+  }
+  rounded.resize(hidden.size());
+  RETURN_IF_ERROR(queue->Download(
+      m.u().data, rounded.size() * sizeof(uint16_t), rounded.data()));
+  std::transform(rounded.begin(), rounded.end(), hidden.begin(), FromBf16);
+  return absl::OkStatus();
+}
+
+absl::Status DeviceDecoder::Impl::CheckRoom(const StepBatch& batch) const {
+  if (batch.rows > options.rows_max ||
+      static_cast<int32_t>(batch.sequences.size()) > options.sequences_max) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("step: ",
+                     batch.rows,
+                     " rows of ",
+                     batch.sequences.size(),
+                     " sequences; the GPU has room for ",
+                     options.rows_max,
+                     " of ",
+                     options.sequences_max));
+  }
+  const int64_t positions = int64_t{BlocksMax(weights.config, options.sizes)} *
+                            limits::kKvBlockTokens;
+  for (const kernels::SequenceRows& s : batch.sequences) {
+    if (int64_t{s.position} + s.rows <= positions) continue;
+    return absl::InvalidArgumentError(
+        absl::StrCat("step: position ", s.position, "; there are ", positions));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status DeviceDecoder::Impl::CheckOneRowEach(
+    const StepBatch& batch, std::span<const int32_t> tokens) const {
+  RETURN_IF_ERROR(CheckStep(weights.config, options.sizes, batch, tokens, {}));
+  if (batch.rows != static_cast<int32_t>(batch.sequences.size())) {
+    return absl::InvalidArgumentError("step: not one row of each sequence");
+  }
+  return CheckRoom(batch);
+}
+
+absl::Status DeviceDecoder::Impl::Told(const absl::Status& status) {
+  // Out of memory and what was refused leave the device as it was; after
+  // anything else CUDA answers every further call with the same error.
+  if (status.ok() || absl::IsInvalidArgument(status)) return status;
+  const absl::Status named(absl::IsResourceExhausted(status)
+                               ? absl::StatusCode::kUnavailable
+                               : absl::StatusCode::kInternal,
+                           absl::StrCat(options.name, ": ", status.message()));
+  if (!absl::IsResourceExhausted(status) && lost.ok()) {
+    lost = absl::UnavailableError(named.message());
+  }
+  return named;
+}
+
+absl::StatusOr<StepOutput> DeviceDecoder::Impl::Run(
+    const StepBatch& batch,
+    std::span<const int32_t> tokens,
+    std::span<const int32_t> logit_rows,
+    Probe* probe) {
+  RETURN_IF_ERROR(
+      CheckStep(weights.config, options.sizes, batch, tokens, logit_rows));
+  RETURN_IF_ERROR(CheckRoom(batch));
+  NotePositions(batch);
+  const auto wanted = static_cast<int32_t>(logit_rows.size());
+  auto sizes = DeviceStepArrays::SizesOf(batch, wanted);
+  if (sizes.rows_max == 1 && wanted == batch.rows && probe == nullptr) {
+    RETURN_IF_ERROR(Recorded(batch, tokens, &sizes));
+    logits.resize(static_cast<size_t>(wanted) * weights.config.vocab_size);
+    RETURN_IF_ERROR(queue->Download(
+        m.logits(), logits.size() * sizeof(float), logits.data()));
+  } else {
+    RETURN_IF_ERROR(
+        arrays.Upload(queue.get(), sizes, batch, tokens, logit_rows, 0));
+    RETURN_IF_ERROR(Layers(arrays.At(sizes).step, probe));
+    RETURN_IF_ERROR(Head(sizes));
+  }
+  RETURN_IF_ERROR(FinalHidden(batch.rows));
+  return StepOutput{.logits = logits, .hidden = hidden};
+}
+
+absl::StatusOr<StepOutput> DeviceDecoder::Run(
+    const StepBatch& batch,
+    std::span<const int32_t> tokens,
+    std::span<const int32_t> logit_rows,
+    Probe* probe) {
+  RETURN_IF_ERROR(impl_->lost);
+  absl::StatusOr<StepOutput> out = impl_->Run(batch, tokens, logit_rows, probe);
+  if (out.ok()) return out;
+  return impl_->Told(out.status());
+}
+
+void DeviceDecoder::Impl::NotePositions(const StepBatch& batch) {
+  for (const kernels::SequenceRows& s : batch.sequences) {
+    const size_t states = s.state_slots_out.size();
+    for (size_t i = 0; i < states; ++i) {
+      const int32_t row = states > 1 ? static_cast<int32_t>(i) : s.rows - 1;
+      next_position[s.state_slots_out[i]] = s.position + row + 1;
+    }
+  }
+}
+
+absl::Status DeviceDecoder::RunGreedy(const StepBatch& batch,
+                                      std::span<const int32_t> tokens,
+                                      std::span<int32_t> next) {
+  Impl& d = *impl_;
+  RETURN_IF_ERROR(d.CheckOneRowEach(batch, tokens));
+  if (next.size() != batch.sequences.size()) {
+    return absl::InvalidArgumentError("step: a next token per sequence");
+  }
+  d.NotePositions(batch);
+  DeviceStepArrays::Sizes sizes;
+  RETURN_IF_ERROR(d.Recorded(batch, tokens, &sizes));
+  return d.queue->Download(d.m.next(), next.size_bytes(), next.data());
+}
+
+absl::StatusOr<std::unique_ptr<StepSampler>> DeviceDecoder::MakeSampler(
+    int32_t vocab_used) {
+  ASSIGN_OR_RETURN(std::unique_ptr<DeviceSampler> out,
+                   DeviceSampler::Create(impl_.get(), vocab_used));
+  return out;
+}
+
+absl::StatusOr<std::unique_ptr<DeviceDecoder>> DeviceDecoder::Create(
+    std::unique_ptr<DeviceQueue> queue,
+    DeviceWeights weights,
+    const Options& options) {
+  auto impl = std::make_unique<Impl>();
+  impl->queue = std::move(queue);
+  impl->options = options;
+  if (options.exact) impl->options.kv = kernels::KvDType::kF32;
+  impl->weights = std::move(weights);
+  ASSIGN_OR_RETURN(impl->m,
+                   DeviceMemory::Create(impl->queue.get(),
+                                        impl->weights.config,
+                                        {.sizes = options.sizes,
+                                         .rows_max = options.rows_max,
+                                         .sequences_max = options.sequences_max,
+                                         .exact = options.exact,
+                                         .kv = impl->options.kv}));
+  impl->next_position.resize(static_cast<size_t>(options.sizes.state_slots));
+  ASSIGN_OR_RETURN(
+      impl->arrays,
+      DeviceStepArrays::Create(
+          impl->queue.get(),
+          {.rows = options.rows_max,
+           .sequences = options.sequences_max,
+           .blocks = BlocksMax(impl->weights.config, options.sizes)}));
+  return std::unique_ptr<DeviceDecoder>(new DeviceDecoder(std::move(impl)));
+}
+
+DeviceDecoder::DeviceDecoder(std::unique_ptr<Impl> impl)
+    : impl_(std::move(impl)) {}
+DeviceDecoder::~DeviceDecoder() = default;
+
+DeviceQueue* DeviceDecoder::queue() { return impl_->queue.get(); }
+uint64_t DeviceDecoder::dense_bytes() const {
+  return impl_->weights.dense_bytes;
+}
+uint64_t DeviceDecoder::expert_bytes() const {
+  return impl_->weights.expert_bytes;
+}
+
+StateBytes DeviceDecoder::state_bytes() const {
+  return DeviceStateBytesOf(impl_->weights.config, impl_->options.kv);
+}
+absl::Status DeviceDecoder::Health() const { return impl_->lost; }
+
+std::span<const float> DeviceDecoder::GdnState(int32_t layer,
+                                               int32_t slot) const {
+  const size_t size = impl_->m.recurrent_floats();
+  impl_->state.resize(size);
+  const float* from =
+      impl_->m.gdn(static_cast<size_t>(layer)).recurrent + size * slot;
+  if (!impl_->queue->Download(from, size * sizeof(float), impl_->state.data())
+           .ok()) {
+    return {};
+  }
+  return impl_->state;
+}
+
+// The ring's rows but the one that the next token overwrites, oldest first.
+std::span<const float> DeviceDecoder::ConvState(int32_t layer,
+                                                int32_t slot) const {
+  const size_t size = impl_->m.conv_floats();
+  std::vector<float> ring(size);
+  const float* from =
+      impl_->m.gdn(static_cast<size_t>(layer)).conv + size * slot;
+  if (!impl_->queue->Download(from, size * sizeof(float), ring.data()).ok()) {
+    return {};
+  }
+  const auto taps = static_cast<size_t>(impl_->m.gdn_shape().conv_kernel);
+  const size_t channels = size / taps;
+  impl_->state.clear();
+  for (size_t i = 1; i < taps; ++i) {
+    const size_t row =
+        (static_cast<size_t>(impl_->next_position[slot]) + i) % taps;
+    impl_->state.insert(impl_->state.end(),
+                        ring.begin() + row * channels,
+                        ring.begin() + (row + 1) * channels);
+  }
+  return impl_->state;
+}
+
+}  // namespace conclave::model

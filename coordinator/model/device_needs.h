@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+
+#include "absl/status/statusor.h"
+#include "common/checkpoint/checkpoint.h"
+#include "coordinator/model/decoder.h"
+#include "kernels/device_queue.h"
+
+namespace conclave::model {
+
+// What a model takes on a device, in bytes.
+struct DeviceNeeds {
+  uint64_t weights = 0;  // the routed experts too
+  uint64_t arrays = 0;   // of a step
+  StateBytes each;       // of a KV block, of a state slot
+};
+
+struct DeviceNeedsOptions {
+  int32_t rows_max = 0;  // of a step
+  int32_t sequences_max = 0;
+  bool exact = false;
+  kernels::KvDType kv = kernels::KvDType::kBF16;
+};
+
+// Before any weight is read: from the checkpoint's headers. Nothing is
+// allocated on the queue, whose device decides sizes.
+absl::StatusOr<DeviceNeeds> DeviceNeedsOf(
+    const checkpoint::Checkpoint& checkpoint,
+    kernels::DeviceQueue* queue,
+    const DeviceNeedsOptions& options);
+
+// The weights alone.
+absl::StatusOr<uint64_t> DeviceWeightBytesOf(
+    const checkpoint::Checkpoint& checkpoint);
+
+}  // namespace conclave::model

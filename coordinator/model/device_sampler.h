@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "coordinator/model/device_decoder.h"
+#include "coordinator/model/device_step_arrays.h"
+#include "coordinator/model/step_sampler.h"
+#include "kernels/device_queue.h"
+
+namespace conclave::model {
+
+// Recorded steps with the sampling kernels behind the head.
+class DeviceSampler final : public StepSampler {
+ public:
+  // The decoder outlives this.
+  static absl::StatusOr<std::unique_ptr<DeviceSampler>> Create(
+      DeviceDecoder::Impl* decoder, int32_t vocab_used);
+
+  absl::Status SetCounts(int32_t slot,
+                         std::span<const int32_t> counts) override;
+  absl::Status Run(const kernels::StepBatch& batch,
+                   std::span<const int32_t> tokens,
+                   std::span<const kernels::DeviceSampling> how,
+                   std::span<int32_t> next) override;
+
+ private:
+  using Sizes = DeviceStepArrays::Sizes;
+  DeviceSampler(DeviceDecoder::Impl* decoder, int32_t vocab_used)
+      : d_(*decoder), vocab_used_(vocab_used) {}
+
+  absl::Status RunStep(const kernels::StepBatch& batch,
+                       std::span<const int32_t> tokens,
+                       std::span<const kernels::DeviceSampling> how,
+                       std::span<int32_t> next);
+  absl::Status AllocateCounts();
+  absl::Status Pass(const Sizes& sizes, bool counted);
+  absl::Status Launch(const Sizes& sizes, bool counted);
+
+  DeviceDecoder::Impl& d_;
+  const int32_t vocab_used_;
+  kernels::DeviceBuffer how_;  // [rows of the largest recorded step]
+  // [state slots + 1, vocab_used], made when the first penalty comes. The last
+  // row is that of sequences without one.
+  kernels::DeviceBuffer counts_;
+  std::vector<kernels::DeviceSampling> host_;
+  std::map<std::pair<Sizes, bool>, kernels::DeviceGraph> graphs_;
+};
+
+}  // namespace conclave::model

@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: Apache-2.0
+// The engine on a GPU in exact mode against the engine on the CPU: the same
+// tokens, however they are sampled and whoever runs beside.
+#include <gtest/gtest.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "coordinator/model/device_needs.h"
+#include "kernels/device.h"
+#include "kernels/device_queue.h"
+#include "tests/gpu/require_gpu.h"
+#include "tests/unit/engine/engine_fixture.h"
+
+namespace conclave {
+namespace {
+
+using testing::EngineHouse;
+using testing::FindGolden;
+using testing::Greedy;
+using testing::ReplyPtr;
+
+v1::Limits Eight() {
+  v1::Limits limits;
+  limits.set_max_sequences(8);
+  limits.set_kv_tokens(16384);
+  return limits;
+}
+
+std::unique_ptr<EngineHouse> OnGpu(
+    kernels::Activations activations = kernels::Activations::kF32) {
+  return std::make_unique<EngineHouse>(
+      Eight(), nullptr, nullptr, nullptr, kernels::Backend::kCuda, activations);
+}
+
+GenerateRequest Ask(const std::string& prompt, int32_t tokens) {
+  GenerateRequest request = Greedy(FindGolden(prompt).ids, tokens);
+  request.ignore_eos = true;
+  return request;
+}
+
+// Greedy, seeded in every way, and with penalties.
+std::vector<GenerateRequest> EveryKind() {
+  std::vector<GenerateRequest> out;
+  for (uint64_t i = 0; i < 8; ++i) {
+    GenerateRequest r =
+        Ask(i % 2 == 0 ? "story" : "len65", 20 + static_cast<int32_t>(i) * 4);
+    SamplingParams& s = r.sampling;
+    s.temperature = i < 2 ? 0 : 0.4 + 0.2 * static_cast<double>(i);
+    s.seed = 100 + i;
+    if (i == 1) s.repetition_penalty = 1.3;
+    if (i == 3) s.top_k = 20;
+    if (i == 4) s.top_p = 0.9;
+    if (i == 5) s.min_p = 0.05;
+    if (i == 6) s.presence_penalty = s.frequency_penalty = 0.4;
+    if (i == 7) s.top_k = 1;
+    out.push_back(std::move(r));
+  }
+  return out;
+}
+
+TEST(DeviceEngine, OneAfterTheOtherGivesTheCpusTokens) {
+  CONCLAVE_REQUIRE_GPU();
+  EngineHouse host(Eight());
+  const auto gpu = OnGpu();
+  for (const GenerateRequest& r : EveryKind()) {
+    SCOPED_TRACE(*r.sampling.seed);
+    EXPECT_EQ(gpu->Run(r)->content, host.Run(r)->content);
+  }
+}
+
+TEST(DeviceEngine, EightAtOnceGiveTheCpusTokens) {
+  CONCLAVE_REQUIRE_GPU();
+  EngineHouse host(Eight());
+  const auto gpu = OnGpu();
+  std::vector<ReplyPtr> replies;
+  for (const GenerateRequest& r : EveryKind()) {
+    // Some come while others decode: tokens are chosen here and there by turns.
+    if (replies.size() % 3 == 1) replies.back()->WaitForEvents(4);
+    replies.push_back(gpu->Submit(r));
+  }
+  const std::vector<GenerateRequest> asked = EveryKind();
+  for (size_t i = 0; i < replies.size(); ++i) {
+    replies[i]->Wait();
+    EXPECT_TRUE(replies[i]->last.error.ok()) << replies[i]->last.error;
+    EXPECT_EQ(replies[i]->content, host.Run(asked[i])->content) << i;
+  }
+}
+
+// Chosen from logits on the host, because somebody reads them.
+TEST(DeviceEngine, LogprobsAndBiasGiveTheCpusTokens) {
+  CONCLAVE_REQUIRE_GPU();
+  EngineHouse host(Eight());
+  const auto gpu = OnGpu();
+  GenerateRequest logprobs = Ask("story", 24), bias = Ask("story", 24);
+  logprobs.logprobs = true;
+  logprobs.top_logprobs = 3;
+  bias.sampling.logit_bias = {{11, 4.f}, {12, -4.f}};
+  EXPECT_EQ(gpu->Run(bias)->content, host.Run(bias)->content);
+  const ReplyPtr want = host.Run(logprobs);
+  const ReplyPtr got = gpu->Run(logprobs);
+  EXPECT_EQ(testing::IdsOf(*got), testing::IdsOf(*want));
+  ASSERT_EQ(got->logprobs.size(), want->logprobs.size());
+  for (size_t i = 0; i < got->logprobs.size(); ++i) {
+    EXPECT_NEAR(*got->logprobs[i].logprob, *want->logprobs[i].logprob, 1e-3);
+  }
+}
+
+TEST(DeviceEngine, CancelFreesWhatItHeld) {
+  CONCLAVE_REQUIRE_GPU();
+  EngineHouse host(Eight());
+  const auto gpu = OnGpu();
+  RequestId id{};
+  const ReplyPtr endless = gpu->Submit(Ask("len2", 16'000), &id);
+  endless->WaitForEvents(3);
+  gpu->engine->Cancel(id);
+  // Needs blocks that the first one held.
+  GenerateRequest next = Ask("len2", 16'000);
+  next.stop = {"a"};
+  const ReplyPtr got = gpu->Run(next);
+  EXPECT_EQ(got->content, host.Run(next)->content);
+  EXPECT_FALSE(endless->ended());
+}
+
+// bf16 rounds, so that tokens may differ; a seed is still reproducible.
+TEST(DeviceEngine, SeedsAreReproducibleInBf16) {
+  CONCLAVE_REQUIRE_GPU();
+  const auto gpu = OnGpu(kernels::Activations::kInt8);
+  GenerateRequest request = Ask("story", 40);
+  request.sampling.temperature = 1.2;
+  request.sampling.seed = 7;
+  const std::string first = gpu->Run(request)->content;
+  EXPECT_EQ(gpu->Run(request)->content, first);
+  EXPECT_TRUE(gpu->engine->Lost().ok());
+}
+
+TEST(DeviceEngine, NeedsAreKnownBeforeLoading) {
+  CONCLAVE_REQUIRE_GPU();
+  for (const bool exact : {false, true}) {
+    const auto queue = kernels::DeviceQueue::Create(0);
+    ASSERT_TRUE(queue.ok()) << queue.status();
+    const auto needs = model::DeviceNeedsOf(
+        testing::TinyModel(),
+        queue->get(),
+        {.rows_max = 2056, .sequences_max = 8, .exact = exact});
+    ASSERT_TRUE(needs.ok()) << needs.status();
+    const auto decoder = model::Decoder::Create(
+        testing::TinyModel(),
+        nullptr,
+        kernels::Backend::kCuda,
+        nullptr,
+        {.kv_blocks = 64, .state_slots = 8, .step_rows = 2056},
+        exact ? kernels::Activations::kF32 : kernels::Activations::kInt8);
+    ASSERT_TRUE(decoder.ok()) << decoder.status();
+    EXPECT_EQ(needs->weights,
+              (*decoder)->dense_bytes() + (*decoder)->expert_bytes());
+    EXPECT_EQ(needs->each.per_kv_block, (*decoder)->state_bytes().per_kv_block);
+    EXPECT_GT(needs->arrays, 0u);
+  }
+}
+
+}  // namespace
+}  // namespace conclave
