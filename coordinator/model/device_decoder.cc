@@ -44,8 +44,11 @@ absl::Status DeviceDecoder::Impl::Product(const DeviceLinears& linears,
 absl::Status DeviceDecoder::Impl::Mix(size_t index,
                                       const kernels::DeviceStep& step) {
   const DeviceLayer& layer = weights.layers[index];
-  RETURN_IF_ERROR(Product(layer.in, m.u(), nullptr, step.rows, m.projected()));
-  if (layer.full_attention) {
+  if (Launches(kProjections)) {
+    RETURN_IF_ERROR(
+        Product(layer.in, m.u(), nullptr, step.rows, m.projected()));
+  }
+  if (layer.full_attention && Launches(kAttention)) {
     RETURN_IF_ERROR(kernels::DeviceAttention(queue.get(),
                                              m.attention(),
                                              layer.attention,

