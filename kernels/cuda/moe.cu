@@ -18,12 +18,6 @@ constexpr int kTopKMax = 32;
 constexpr int kSortThreads = 1024;
 constexpr unsigned kAll = 0xffffffffu;
 
-__device__ float WarpMax(float x) {
-#pragma unroll
-  for (int i = 16; i > 0; i /= 2) x = fmaxf(x, __shfl_xor_sync(kAll, x, i));
-  return x;
-}
-
 __device__ float WarpSum(float x) {
 #pragma unroll
   for (int i = 16; i > 0; i /= 2) x += __shfl_xor_sync(kAll, x, i);
@@ -31,27 +25,55 @@ __device__ float WarpSum(float x) {
 }
 
 struct Logits {
-  const float* at;
+  const float* at;  // [planes, ...]
   int32_t planes;
   int64_t plane_stride;
-
-  __device__ float operator()(int64_t i) const {
-    // A few on their way at once.
-    constexpr int kAhead = 4;
-    float sum = 0;
-    for (int first = 0; first < planes; first += kAhead) {
-      float value[kAhead];
-#pragma unroll
-      for (int j = 0; j < kAhead; ++j) {
-        value[j] =
-            first + j < planes ? at[(first + j) * plane_stride + i] : 0.0f;
-      }
-#pragma unroll
-      for (int j = 0; j < kAhead; ++j) sum += value[j];
-    }
-    return sum;
-  }
 };
+
+// sums[i] = the logit of the row's expert i * 32 + lane, or -infinity; several
+// planes are on their way at once.
+template <int PerLane>
+__device__ void SumPlanes(const Logits& logits,
+                          int64_t row,
+                          int experts,
+                          float (&sums)[PerLane]) {
+  constexpr int kAhead = 2;
+  const int lane = threadIdx.x % kLanes;
+#pragma unroll
+  for (int i = 0; i < PerLane; ++i) {
+    sums[i] = i * kLanes + lane < experts ? 0.0f : -INFINITY;
+  }
+  for (int first = 0; first < logits.planes; first += kAhead) {
+    float value[kAhead][PerLane];
+#pragma unroll
+    for (int j = 0; j < kAhead; ++j) {
+      const float* from =
+          logits.at + (first + j) * logits.plane_stride + row + lane;
+#pragma unroll
+      for (int i = 0; i < PerLane; ++i) {
+        const bool there =
+            first + j < logits.planes && i * kLanes + lane < experts;
+        value[j][i] = there ? from[i * kLanes] : 0.0f;
+      }
+    }
+#pragma unroll
+    for (int j = 0; j < kAhead; ++j) {
+#pragma unroll
+      for (int i = 0; i < PerLane; ++i) sums[i] += value[j][i];
+    }
+  }
+}
+
+// Numbers that compare as the floats do; those that are no numbers are lowest.
+__device__ uint32_t Rank(float x) {
+  const uint32_t bits = __float_as_uint(x);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return 0;
+  return (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;
+}
+__device__ float Unrank(uint32_t rank) {
+  return __uint_as_float((rank & 0x80000000u) != 0 ? rank & 0x7fffffffu
+                                                   : ~rank);
+}
 
 // The chosen experts of one row, by one warp; lane l holds experts l, l + 32...
 template <int PerLane>
@@ -61,45 +83,41 @@ __device__ void TopK(const Logits& logits, const DeviceEntries& e, int row) {
   const int top_k = e.per_row - 1;
   const int64_t first = static_cast<int64_t>(row) * e.experts;
   float p[PerLane];
-  float largest = -INFINITY;
-#pragma unroll
-  for (int i = 0; i < PerLane; ++i) {
-    const int expert = i * kLanes + lane;
-    p[i] = expert < experts ? logits(first + expert) : -INFINITY;
-    largest = fmaxf(largest, p[i]);
+  float gate = 0;
+  for (int j = 0; j < logits.planes; ++j) {
+    gate += logits.at[j * logits.plane_stride + first + experts];
   }
-  largest = WarpMax(largest);
-  const float gate = logits(first + experts);
+  SumPlanes<PerLane>(logits, first, experts, p);
+  uint32_t rank[PerLane];
+#pragma unroll
+  for (int i = 0; i < PerLane; ++i) rank[i] = Rank(p[i]);
+  float largest = 0;
   float mine = 0;  // probability of choice `lane`
   int chosen = 0;
   for (int k = 0; k < top_k; ++k) {
-    float best = -INFINITY;
+    uint32_t best = 0;
     int at = kExpertsMax;
 #pragma unroll
     for (int i = 0; i < PerLane; ++i) {
-      if (p[i] > best) {
-        best = p[i];
+      if (rank[i] > best) {
+        best = rank[i];
         at = i * kLanes + lane;
       }
     }
-#pragma unroll
-    for (int i = 16; i > 0; i /= 2) {
-      const float other = __shfl_xor_sync(kAll, best, i);
-      const int where = __shfl_xor_sync(kAll, at, i);
-      if (other > best || (other == best && where < at)) {
-        best = other;
-        at = where;
-      }
-    }
+    const uint32_t most = __reduce_max_sync(kAll, best);
+    at = static_cast<int>(__reduce_min_sync(
+        kAll, best == most ? static_cast<unsigned>(at) : kExpertsMax));
     // Logits that are not numbers must still name experts that exist.
     if (at >= experts) at = k;
+    const float value = Unrank(most);
+    if (k == 0) largest = value;
     if (lane == k) {
-      mine = expf(best - largest);
+      mine = expf(value - largest);
       chosen = at;
     }
 #pragma unroll
     for (int i = 0; i < PerLane; ++i) {
-      if (i * kLanes + lane == at) p[i] = -INFINITY;
+      if (i * kLanes + lane == at) rank[i] = 0;
     }
   }
   // The softmax's own sum cancels against that of the chosen.
@@ -166,19 +184,20 @@ __device__ int ExclusiveSum(int value, int* warp_sums, int* total) {
   return before;
 }
 
-// One block of at most Threads threads. With `choose` it routes first.
-template <int Threads>
+// One block of at most Threads threads. With Chooses it routes first.
+template <int Threads, bool Chooses>
 __global__ void __launch_bounds__(Threads)
-    Sort(Logits logits, DeviceEntries e, bool choose) {
+    Sort(Logits logits, DeviceEntries e) {
   __shared__ int counts[kSortThreads];
   __shared__ int next[kSortThreads];
   __shared__ int warp_sums[kLanes];
   __shared__ int total;
+  __shared__ int ids[kSortThreads];  // of the first pairs
   WaitForKernelBefore();
   LetNextKernelBegin();
   const int thread = static_cast<int>(threadIdx.x);
   counts[thread] = 0;
-  if (choose) {
+  if constexpr (Chooses) {
     for (int row = thread / kLanes; row < e.rows; row += blockDim.x / kLanes) {
       TopKOfAny(logits, e, row);
     }
@@ -186,7 +205,9 @@ __global__ void __launch_bounds__(Threads)
   __syncthreads();
   const int pairs = e.rows * e.per_row;
   for (int i = thread; i < pairs; i += blockDim.x) {
-    atomicAdd(&counts[e.expert[i]], 1);
+    const int id = e.expert[i];
+    if (i < kSortThreads) ids[i] = id;
+    atomicAdd(&counts[id], 1);
   }
   __syncthreads();
   const int count = counts[thread];
@@ -205,7 +226,8 @@ __global__ void __launch_bounds__(Threads)
   __syncthreads();
   // The order of an expert's pairs decides no bit: each is a column alone.
   for (int i = thread; i < pairs; i += blockDim.x) {
-    const int at = atomicAdd(&next[e.expert[i]], 1);
+    const int id = i < kSortThreads ? ids[i] : e.expert[i];
+    const int at = atomicAdd(&next[id], 1);
     e.row[at] = i / e.per_row;
     e.place[i] = at;
   }
@@ -229,36 +251,34 @@ absl::Status DeviceRoute(DeviceQueue* queue,
                                                    " of ",
                                                    entries.experts - 1));
   }
-  constexpr int32_t kRowsOfOneBlock = cuda::kSortThreads / kLanes;
-  constexpr int32_t kThreads = 256;
-  const bool together = entries.rows <= kRowsOfOneBlock;
-  if (!together) {
-    constexpr int32_t kRows = kThreads / kLanes;
-    RETURN_IF_ERROR(
-        cuda::Launch(queue,
-                     "routing",
-                     cuda::Choose,
-                     {.blocks = dim3((entries.rows + kRows - 1) / kRows),
-                      .threads = dim3(kThreads)},
-                     logits,
-                     entries));
-  }
-  // A thread for every expert, a warp for every row.
+  // Few rows are routed and sorted by one block: a warp for every row, a thread
+  // for every expert, and for each thread room for its numbers.
+  constexpr int32_t kFewThreads = 512, kThreads = 256;
   const int32_t least = std::max(entries.experts, kLanes * entries.rows);
-  const int32_t threads =
-      together
-          ? std::min((least + kLanes - 1) / kLanes * kLanes, cuda::kSortThreads)
-          : cuda::kSortThreads;
-  // Few threads have room for more numbers each.
-  constexpr int32_t kFewThreads = 512;
+  const int32_t few = (least + kLanes - 1) / kLanes * kLanes;
+  if (few <= kFewThreads) {
+    return cuda::Launch(queue,
+                        "routing and sorting pairs",
+                        cuda::Sort<kFewThreads, true>,
+                        {.blocks = dim3(1), .threads = dim3(few)},
+                        logits,
+                        entries);
+  }
+  constexpr int32_t kRows = kThreads / kLanes;
+  RETURN_IF_ERROR(
+      cuda::Launch(queue,
+                   "routing",
+                   cuda::Choose,
+                   {.blocks = dim3((entries.rows + kRows - 1) / kRows),
+                    .threads = dim3(kThreads)},
+                   logits,
+                   entries));
   return cuda::Launch(queue,
                       "sorting pairs",
-                      threads <= kFewThreads ? cuda::Sort<kFewThreads>
-                                             : cuda::Sort<cuda::kSortThreads>,
-                      {.blocks = dim3(1), .threads = dim3(threads)},
+                      cuda::Sort<cuda::kSortThreads, false>,
+                      {.blocks = dim3(1), .threads = dim3(cuda::kSortThreads)},
                       logits,
-                      entries,
-                      together);
+                      entries);
 }
 
 }  // namespace conclave::kernels
