@@ -32,16 +32,6 @@ template <DeviceFormat F>
 inline constexpr bool kIsAffine =
     F != DeviceFormat::kBf16&& F != DeviceFormat::kFp8;
 
-// Weights are read once: past the first-level cache, where rows live.
-__device__ __forceinline__ uint4 LoadStreaming(const void* from) {
-  uint4 out;
-  asm volatile(
-      "ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {%0,%1,%2,%3}, [%4];"
-      : "=r"(out.x), "=r"(out.y), "=r"(out.z), "=r"(out.w)
-      : "l"(from));
-  return out;
-}
-
 // d += a b, a [16, 16] row-major, b [16, 8], bf16 with float32 sums.
 __device__ __forceinline__ void MultiplyAdd(float (&d)[4],
                                             const uint32_t (&a)[4],
