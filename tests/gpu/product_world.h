@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "common/bf16.h"
+#include "coordinator/model/device_weights_maker.h"
 #include "kernels/device_product.h"
 #include "tests/gpu/device_values.h"
 #include "tests/parity/dense/packed_weight.h"
@@ -29,16 +30,7 @@ inline std::unique_ptr<DeviceQueue> NewQueue() {
   return queue.ok() ? *std::move(queue) : nullptr;
 }
 
-inline WeightLayout LayoutOf(const WeightView& view) {
-  WeightLayout out{.dtype = view.dtype, .rows = view.rows, .cols = view.cols};
-  if (view.packing == Packing::kPlain) return out;
-  out.dtype = view.packing == Packing::kAffine ? DType::kU32 : DType::kF8E4M3;
-  out.bits = view.bits;
-  out.group = view.group;
-  out.scale_dtype = view.scale_dtype;
-  out.biases = view.biases != nullptr;
-  return out;
-}
+using model::LayoutOf;
 
 // A weight of any format in host memory, "bf16" among them.
 class AnyWeight {
