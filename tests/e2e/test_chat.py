@@ -26,7 +26,7 @@ def test_greedy_golden(cluster, goldens, name):
     assert reply.usage.prompt_tokens == len(goldens[name]["ids"])
 
 
-@pytest.mark.parametrize("name", ["len1", "story", "long"])
+@pytest.mark.parametrize("name", ["len1", "story", "multi_turn"])
 def test_text_prompt_is_the_same_as_its_ids(cluster, goldens, name):
     reply = cluster.client().completions.create(
         model=MODEL_NAME, prompt=goldens[name]["text"], temperature=0,
