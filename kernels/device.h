@@ -9,6 +9,11 @@
 
 namespace conclave::kernels {
 
+// Not a GPU but host memory and loops: for DeviceQueue::Create in builds
+// without CUDA, where the blocks of kernels/device_*.h are their own plain
+// twins.
+inline constexpr int32_t kHostDevice = -1;
+
 // A GPU that the CUDA driver shows.
 struct CudaDevice {
   std::string name;

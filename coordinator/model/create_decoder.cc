@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <iterator>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -13,17 +14,24 @@
 namespace conclave::model {
 namespace {
 
+// How errors name the device.
+absl::StatusOr<std::string> NameOf(int32_t gpu) {
+  if (gpu == kernels::kHostDevice) return "the plain twin of a GPU";
+  ASSIGN_OR_RETURN(const std::vector<kernels::CudaDevice> devices,
+                   kernels::ListCudaDevices());
+  if (gpu < 0 || gpu >= std::ssize(devices)) {
+    return absl::UnavailableError(
+        absl::StrCat("no GPU ", gpu, "; this machine has ", devices.size()));
+  }
+  return absl::StrCat("GPU ", gpu, " (", devices[gpu].name, ")");
+}
+
 absl::StatusOr<std::unique_ptr<Decoder>> CreateOnDevice(
     const checkpoint::Checkpoint& checkpoint,
     StateSizes sizes,
     kernels::Activations activations,
     const DevicePlace& place) {
-  ASSIGN_OR_RETURN(const std::vector<kernels::CudaDevice> devices,
-                   kernels::ListCudaDevices());
-  if (place.gpu < 0 || place.gpu >= std::ssize(devices)) {
-    return absl::UnavailableError(absl::StrCat(
-        "no GPU ", place.gpu, "; this machine has ", devices.size()));
-  }
+  ASSIGN_OR_RETURN(std::string name, NameOf(place.gpu));
   ASSIGN_OR_RETURN(std::unique_ptr<kernels::DeviceQueue> queue,
                    kernels::DeviceQueue::Create(place.gpu));
   ASSIGN_OR_RETURN(DeviceWeights weights,
@@ -38,8 +46,7 @@ absl::StatusOr<std::unique_ptr<Decoder>> CreateOnDevice(
        .sequences_max = sizes.state_slots,
        .exact = activations == kernels::Activations::kF32,
        .kv = place.kv,
-       .name = absl::StrCat(
-           "GPU ", place.gpu, " (", devices[place.gpu].name, ")")});
+       .name = std::move(name)});
 }
 
 }  // namespace

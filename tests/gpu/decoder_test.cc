@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "tests/gpu/require_gpu.h"
+#include "tests/testing/form.h"
 #include "tests/testing/golden.h"
 #include "tests/testing/model_runner.h"
 #include "tests/testing/seeded.h"
@@ -25,19 +25,32 @@ constexpr double kBf16Logits = 3e-2;
 constexpr float kGapMin = 0.05f;
 constexpr int32_t kVocab = 2048;
 
-std::unique_ptr<ModelRunner> Rounded() {
+std::unique_ptr<ModelRunner> Rounded(testing::Form form) {
   return std::make_unique<ModelRunner>(testing::TinyModel(),
                                        nullptr,
                                        kernels::Backend::kCuda,
                                        nullptr,
-                                       kernels::Activations::kInt8);
+                                       kernels::Activations::kInt8,
+                                       form.gpu);
 }
 
-TEST(DeviceDecoder, GoldenPromptsInBf16) {
-  CONCLAVE_REQUIRE_GPU();
-  const auto runner = Rounded();
+class DeviceDecoder : public ::testing::TestWithParam<testing::Form> {};
+
+INSTANTIATE_TEST_SUITE_P(Forms,
+                         DeviceDecoder,
+                         ::testing::Values(testing::kGpuForm,
+                                           testing::kTwinForm),
+                         [](const auto& info) { return info.param.Name(); });
+
+TEST_P(DeviceDecoder, GoldenPromptsInBf16) {
+  CONCLAVE_REQUIRE_FORM(GetParam());
+  const auto runner = Rounded(GetParam());
   for (const testing::GoldenPrompt& prompt : testing::GoldenPrompts()) {
     SCOPED_TRACE(prompt.name);
+    // The loops of the twin take their time over long contexts.
+    if (GetParam().gpu == kernels::kHostDevice && prompt.ids.size() > 150) {
+      continue;
+    }
     const testing::GoldenTensors golden(prompt.name);
     auto sequence = runner->Open(1);
     auto logits = runner->Step({{.sequence = &sequence,
@@ -74,9 +87,9 @@ std::vector<int32_t> Walk(uint32_t seed, int32_t count) {
   return ids;
 }
 
-TEST(DeviceDecoder, PrefillInStepsIsPrefillAtOnce) {
-  CONCLAVE_REQUIRE_GPU();
-  const auto runner = Rounded();
+TEST_P(DeviceDecoder, PrefillInStepsIsPrefillAtOnce) {
+  CONCLAVE_REQUIRE_FORM(GetParam());
+  const auto runner = Rounded(GetParam());
   const std::vector<int32_t> ids = Walk(5, 500);
   auto whole = runner->Open(0), cut = runner->Open(3);
   const auto at_once = runner->Prefill(&whole, ids);
@@ -87,9 +100,9 @@ TEST(DeviceDecoder, PrefillInStepsIsPrefillAtOnce) {
             kBf16Logits);
 }
 
-TEST(DeviceDecoder, DecodeAfterPrefillIsLongerPrefill) {
-  CONCLAVE_REQUIRE_GPU();
-  const auto runner = Rounded();
+TEST_P(DeviceDecoder, DecodeAfterPrefillIsLongerPrefill) {
+  CONCLAVE_REQUIRE_FORM(GetParam());
+  const auto runner = Rounded(GetParam());
   const std::vector<int32_t> ids = Walk(6, 90);
   auto longer = runner->Open(0), shorter = runner->Open(1);
   const auto want = runner->Prefill(&longer, ids);
@@ -107,9 +120,9 @@ TEST(DeviceDecoder, DecodeAfterPrefillIsLongerPrefill) {
 
 // A sequence in a recorded step among others has the bits that it has alone,
 // where the number of rows asks for the same form of products.
-TEST(DeviceDecoder, SequencesDoNotSeeEachOther) {
-  CONCLAVE_REQUIRE_GPU();
-  const auto alone = Rounded(), together = Rounded();
+TEST_P(DeviceDecoder, SequencesDoNotSeeEachOther) {
+  CONCLAVE_REQUIRE_FORM(GetParam());
+  const auto alone = Rounded(GetParam()), together = Rounded(GetParam());
   std::vector<ModelRunner::Sequence> lone, joint;
   for (int32_t s = 0; s < 6; ++s) {
     lone.push_back(alone->Open(s));
@@ -142,9 +155,9 @@ TEST(DeviceDecoder, SequencesDoNotSeeEachOther) {
   }
 }
 
-TEST(DeviceDecoder, RepeatedStepsGiveTheSameBits) {
-  CONCLAVE_REQUIRE_GPU();
-  const auto runner = Rounded();
+TEST_P(DeviceDecoder, RepeatedStepsGiveTheSameBits) {
+  CONCLAVE_REQUIRE_FORM(GetParam());
+  const auto runner = Rounded(GetParam());
   const std::vector<int32_t> ids = Walk(8, 130);
   std::vector<float> first;
   for (int32_t i = 0; i < 3; ++i) {
@@ -157,7 +170,7 @@ TEST(DeviceDecoder, RepeatedStepsGiveTheSameBits) {
   }
 }
 
-TEST(DeviceDecoder, RefusesWhatDoesNotFit) {
+TEST(DeviceMemory, RefusesWhatDoesNotFit) {
   CONCLAVE_REQUIRE_GPU();
   const auto decoder =
       model::Decoder::Create(testing::TinyModel(),

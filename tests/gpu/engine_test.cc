@@ -10,7 +10,7 @@
 #include "coordinator/model/device_needs.h"
 #include "kernels/device.h"
 #include "kernels/device_queue.h"
-#include "tests/gpu/require_gpu.h"
+#include "tests/testing/form.h"
 #include "tests/unit/engine/engine_fixture.h"
 
 namespace conclave {
@@ -29,9 +29,10 @@ v1::Limits Eight() {
 }
 
 std::unique_ptr<EngineHouse> OnGpu(
+    testing::Form form,
     kernels::Activations activations = kernels::Activations::kF32) {
   return std::make_unique<EngineHouse>(
-      Eight(), nullptr, nullptr, nullptr, kernels::Backend::kCuda, activations);
+      Eight(), nullptr, nullptr, nullptr, form.backend, activations, form.gpu);
 }
 
 GenerateRequest Ask(const std::string& prompt, int32_t tokens) {
@@ -60,20 +61,28 @@ std::vector<GenerateRequest> EveryKind() {
   return out;
 }
 
-TEST(DeviceEngine, OneAfterTheOtherGivesTheCpusTokens) {
-  CONCLAVE_REQUIRE_GPU();
+class DeviceEngine : public ::testing::TestWithParam<testing::Form> {};
+
+INSTANTIATE_TEST_SUITE_P(Forms,
+                         DeviceEngine,
+                         ::testing::Values(testing::kGpuForm,
+                                           testing::kTwinForm),
+                         [](const auto& info) { return info.param.Name(); });
+
+TEST_P(DeviceEngine, OneAfterTheOtherGivesTheCpusTokens) {
+  CONCLAVE_REQUIRE_FORM(GetParam());
   EngineHouse host(Eight());
-  const auto gpu = OnGpu();
+  const auto gpu = OnGpu(GetParam());
   for (const GenerateRequest& r : EveryKind()) {
     SCOPED_TRACE(*r.sampling.seed);
     EXPECT_EQ(gpu->Run(r)->content, host.Run(r)->content);
   }
 }
 
-TEST(DeviceEngine, EightAtOnceGiveTheCpusTokens) {
-  CONCLAVE_REQUIRE_GPU();
+TEST_P(DeviceEngine, EightAtOnceGiveTheCpusTokens) {
+  CONCLAVE_REQUIRE_FORM(GetParam());
   EngineHouse host(Eight());
-  const auto gpu = OnGpu();
+  const auto gpu = OnGpu(GetParam());
   std::vector<ReplyPtr> replies;
   for (const GenerateRequest& r : EveryKind()) {
     // Some come while others decode: tokens are chosen here and there by turns.
@@ -89,10 +98,10 @@ TEST(DeviceEngine, EightAtOnceGiveTheCpusTokens) {
 }
 
 // Chosen from logits on the host, because somebody reads them.
-TEST(DeviceEngine, LogprobsAndBiasGiveTheCpusTokens) {
-  CONCLAVE_REQUIRE_GPU();
+TEST_P(DeviceEngine, LogprobsAndBiasGiveTheCpusTokens) {
+  CONCLAVE_REQUIRE_FORM(GetParam());
   EngineHouse host(Eight());
-  const auto gpu = OnGpu();
+  const auto gpu = OnGpu(GetParam());
   GenerateRequest logprobs = Ask("story", 24), bias = Ask("story", 24);
   logprobs.logprobs = true;
   logprobs.top_logprobs = 3;
@@ -107,10 +116,10 @@ TEST(DeviceEngine, LogprobsAndBiasGiveTheCpusTokens) {
   }
 }
 
-TEST(DeviceEngine, CancelFreesWhatItHeld) {
-  CONCLAVE_REQUIRE_GPU();
+TEST_P(DeviceEngine, CancelFreesWhatItHeld) {
+  CONCLAVE_REQUIRE_FORM(GetParam());
   EngineHouse host(Eight());
-  const auto gpu = OnGpu();
+  const auto gpu = OnGpu(GetParam());
   RequestId id{};
   const ReplyPtr endless = gpu->Submit(Ask("len2", 16'000), &id);
   endless->WaitForEvents(3);
@@ -124,9 +133,9 @@ TEST(DeviceEngine, CancelFreesWhatItHeld) {
 }
 
 // bf16 rounds, so that tokens may differ; a seed is still reproducible.
-TEST(DeviceEngine, SeedsAreReproducibleInBf16) {
-  CONCLAVE_REQUIRE_GPU();
-  const auto gpu = OnGpu(kernels::Activations::kInt8);
+TEST_P(DeviceEngine, SeedsAreReproducibleInBf16) {
+  CONCLAVE_REQUIRE_FORM(GetParam());
+  const auto gpu = OnGpu(GetParam(), kernels::Activations::kInt8);
   GenerateRequest request = Ask("story", 40);
   request.sampling.temperature = 1.2;
   request.sampling.seed = 7;
@@ -135,10 +144,10 @@ TEST(DeviceEngine, SeedsAreReproducibleInBf16) {
   EXPECT_TRUE(gpu->engine->Lost().ok());
 }
 
-TEST(DeviceEngine, NeedsAreKnownBeforeLoading) {
-  CONCLAVE_REQUIRE_GPU();
+TEST_P(DeviceEngine, NeedsAreKnownBeforeLoading) {
+  CONCLAVE_REQUIRE_FORM(GetParam());
   for (const bool exact : {false, true}) {
-    const auto queue = kernels::DeviceQueue::Create(0);
+    const auto queue = kernels::DeviceQueue::Create(GetParam().gpu);
     ASSERT_TRUE(queue.ok()) << queue.status();
     const auto needs = model::DeviceNeedsOf(
         testing::TinyModel(),
@@ -151,7 +160,8 @@ TEST(DeviceEngine, NeedsAreKnownBeforeLoading) {
         kernels::Backend::kCuda,
         nullptr,
         {.kv_blocks = 64, .state_slots = 8, .step_rows = 2056},
-        exact ? kernels::Activations::kF32 : kernels::Activations::kInt8);
+        exact ? kernels::Activations::kF32 : kernels::Activations::kInt8,
+        {.gpu = GetParam().gpu, .progress = nullptr});
     ASSERT_TRUE(decoder.ok()) << decoder.status();
     EXPECT_EQ(needs->weights,
               (*decoder)->dense_bytes() + (*decoder)->expert_bytes());

@@ -29,7 +29,8 @@ ModelRunner::ModelRunner(const checkpoint::Checkpoint& checkpoint,
                          experts::Experts* experts,
                          kernels::Backend backend,
                          ThreadPool* pool,
-                         kernels::Activations activations)
+                         kernels::Activations activations,
+                         int32_t gpu)
     : vocab_(checkpoint.config().vocab_size) {
   auto decoder = model::Decoder::Create(
       checkpoint,
@@ -37,7 +38,8 @@ ModelRunner::ModelRunner(const checkpoint::Checkpoint& checkpoint,
       backend,
       pool,
       {.kv_blocks = kSequences * kBlocks, .state_slots = kSequences},
-      activations);
+      activations,
+      {.gpu = gpu, .progress = nullptr});
   EXPECT_TRUE(decoder.ok()) << decoder.status();
   if (decoder.ok()) decoder_ = *std::move(decoder);
 }

@@ -26,7 +26,8 @@ class ModelRunner {
               experts::Experts* experts,
               kernels::Backend backend,
               ThreadPool* pool,
-              kernels::Activations activations = kernels::Activations::kF32);
+              kernels::Activations activations = kernels::Activations::kF32,
+              int32_t gpu = 0);
 
   struct Sequence {
     int32_t position = 0;

@@ -22,7 +22,8 @@ struct SingleProcess {
       const v1::ClusterConfig& config = {},
       int32_t threads = 2,
       const checkpoint::Checkpoint& model = TinyModel(),
-      kernels::Activations activations = kernels::Activations::kF32)
+      kernels::Activations activations = kernels::Activations::kF32,
+      int32_t gpu = 0)
       : pool(threads) {
     const ExpertShape shape = model.config().expert_shape();
     auto placement = cluster::MakePlacement(config, shape);
@@ -36,7 +37,7 @@ struct SingleProcess {
     EXPECT_TRUE(made.ok()) << made.status();
     local = *std::move(made);
     runner = std::make_unique<ModelRunner>(
-        model, local.get(), backend, &pool, activations);
+        model, local.get(), backend, &pool, activations, gpu);
   }
 
   ThreadPool pool;

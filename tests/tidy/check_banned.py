@@ -22,7 +22,7 @@ BANS = [
      "Clock::SleepUntil", ("common/clock.cc",)),
     (r"\b(rand|srand|random)\s*\(|random_device|mt19937",
      "coordinator/sample's generator, seeded by the caller", ()),
-    (r"^\s*#\s*(if|ifdef|ifndef|elif)\b", "a stub that is linked",
+    (r"^\s*#\s*(if|ifdef|ifndef|elif)\b", "a file that is linked instead",
      ("kernels/cpu/", "kernels/cuda/", "kernels/context.cc",
       "common/thread_pool.cc")),
     (r"\b(TODO|FIXME|XXX)\b", "an issue", ()),

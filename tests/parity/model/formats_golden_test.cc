@@ -17,8 +17,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "boost/json.hpp"
-#include "tests/gpu/require_gpu.h"
 #include "tests/parity/model/tolerances.h"
+#include "tests/testing/form.h"
 #include "tests/testing/golden.h"
 #include "tests/testing/model_runner.h"
 #include "tests/testing/seeded.h"
@@ -99,13 +99,13 @@ size_t UntilCloseCall(const std::vector<float>& gaps) {
          gaps.begin();
 }
 
-class FormatGolden
-    : public ::testing::TestWithParam<
-          std::tuple<kernels::Backend, std::string, std::string>> {};
+class FormatGolden : public ::testing::TestWithParam<
+                         std::tuple<testing::Form, std::string, std::string>> {
+};
 
 TEST_P(FormatGolden, LogitsAndGreedyTokens) {
-  const auto& [backend, source, format] = GetParam();
-  if (backend == kernels::Backend::kCuda) CONCLAVE_REQUIRE_GPU();
+  const auto& [form, source, format] = GetParam();
+  CONCLAVE_REQUIRE_FORM(form);
   const auto model = OpenChecked(source, format);
   ASSERT_NE(model, nullptr);
   const testing::GoldenTensors golden =
@@ -113,7 +113,8 @@ TEST_P(FormatGolden, LogitsAndGreedyTokens) {
   const std::vector<std::string> prompts =
       source == "tiny" ? std::vector<std::string>{"story", "len63"}
                        : std::vector<std::string>{"walk"};
-  const Tolerance tolerance = ToleranceOf(backend, WeightFormat::kQuantised);
+  const Tolerance tolerance =
+      ToleranceOf(form.backend, WeightFormat::kQuantised);
   // Experts whole, and cut where the format and their width allow it.
   const ExpertShape shape = model->config().expert_shape();
   const int32_t cuts = shape.intermediate / shape.column_multiple;
@@ -121,7 +122,8 @@ TEST_P(FormatGolden, LogitsAndGreedyTokens) {
     v1::ClusterConfig config;
     if (shards > 1) config.mutable_placement()->set_split("columns");
     config.mutable_placement()->set_shards(shards);
-    testing::SingleProcess process(backend, config, 2, *model);
+    testing::SingleProcess process(
+        form.backend, config, 2, *model, kernels::Activations::kF32, form.gpu);
     for (const std::string& prompt : prompts) {
       const auto ids = PromptIds(source, prompt);
       const auto want = golden.Floats(prompt + ".logits");
@@ -155,14 +157,8 @@ const std::string kFormats[] = {"bf16-per-expert",
 
 std::string CaseName(
     const ::testing::TestParamInfo<FormatGolden::ParamType>& info) {
-  const auto& [backend, source, format] = info.param;
-  std::string name =
-      absl::StrCat(backend == kernels::Backend::kCpu        ? "fast_"
-                   : backend == kernels::Backend::kCpuPlain ? "plain_"
-                                                            : "cuda_",
-                   source,
-                   "_",
-                   format);
+  const auto& [form, source, format] = info.param;
+  std::string name = absl::StrCat(form.Name(), "_", source, "_", format);
   std::replace(name.begin(), name.end(), '-', '_');
   return name;
 }
@@ -170,7 +166,7 @@ std::string CaseName(
 INSTANTIATE_TEST_SUITE_P(
     Fast,
     FormatGolden,
-    ::testing::Combine(::testing::Values(kernels::Backend::kCpu),
+    ::testing::Combine(::testing::Values(testing::kFastForm),
                        ::testing::Values("tiny", "random"),
                        ::testing::ValuesIn(kFormats)),
     CaseName);
@@ -179,15 +175,23 @@ INSTANTIATE_TEST_SUITE_P(
 INSTANTIATE_TEST_SUITE_P(
     Cuda,
     FormatGolden,
-    ::testing::Combine(::testing::Values(kernels::Backend::kCuda),
+    ::testing::Combine(::testing::Values(testing::kGpuForm),
                        ::testing::Values("tiny"),
                        ::testing::ValuesIn(kFormats)),
+    CaseName);
+// One of each kind of weight is enough for the twin of a GPU.
+INSTANTIATE_TEST_SUITE_P(
+    Twin,
+    FormatGolden,
+    ::testing::Combine(::testing::Values(testing::kTwinForm),
+                       ::testing::Values("tiny"),
+                       ::testing::Values("fp8", "gptq-int4", "mlx-mixed")),
     CaseName);
 // The plain twin takes its time over the larger model.
 INSTANTIATE_TEST_SUITE_P(
     Plain,
     FormatGolden,
-    ::testing::Combine(::testing::Values(kernels::Backend::kCpuPlain),
+    ::testing::Combine(::testing::Values(testing::kPlainForm),
                        ::testing::Values("random"),
                        ::testing::ValuesIn(kFormats)),
     CaseName);

@@ -15,8 +15,8 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "tests/gpu/require_gpu.h"
 #include "tests/parity/model/tolerances.h"
+#include "tests/testing/form.h"
 #include "tests/testing/model_runner.h"
 #include "tests/testing/seeded.h"
 #include "tests/testing/single_process.h"
@@ -166,18 +166,24 @@ void ExpectStates(const ModelRunner& runner,
   EXPECT_GE(compared, 2);
 }
 
-class Golden : public ::testing::TestWithParam<
-                   std::tuple<kernels::Backend, std::string>> {};
+class Golden
+    : public ::testing::TestWithParam<std::tuple<testing::Form, std::string>> {
+};
 
 // The prompt in one step, then its greedy tokens one by one. The reference's
 // states were taken when all 64 of them had been fed.
 TEST_P(Golden, PromptThenGreedyTokens) {
-  const auto [backend, name] = GetParam();
-  if (backend == kernels::Backend::kCuda) CONCLAVE_REQUIRE_GPU();
+  const auto [form, name] = GetParam();
+  CONCLAVE_REQUIRE_FORM(form);
   const GoldenPrompt& prompt = testing::FindGolden(name);
   const GoldenTensors tensors(name);
-  const Tolerance tolerance = ToleranceOf(backend, WeightFormat::kBF16);
-  testing::SingleProcess model(backend);
+  const Tolerance tolerance = ToleranceOf(form.backend, WeightFormat::kBF16);
+  testing::SingleProcess model(form.backend,
+                               {},
+                               2,
+                               testing::TinyModel(),
+                               kernels::Activations::kF32,
+                               form.gpu);
   ModelRunner::Sequence sequence = model.runner->Open(2);
   Recorder recorder(prompt.logits_from);
   auto logits = model.runner->Step({{.sequence = &sequence,
@@ -204,31 +210,37 @@ TEST_P(Golden, PromptThenGreedyTokens) {
 }
 
 std::string CaseName(const ::testing::TestParamInfo<Golden::ParamType>& info) {
-  const kernels::Backend backend = std::get<0>(info.param);
-  const char* form = backend == kernels::Backend::kCpuPlain ? "plain_"
-                     : backend == kernels::Backend::kCpu    ? "fast_"
-                                                            : "cuda_";
-  return form + std::get<1>(info.param);
+  return absl::StrCat(
+      std::get<0>(info.param).Name(), "_", std::get<1>(info.param));
 }
+
+const std::string kPrompts[] = {"len1",
+                                "len2",
+                                "len63",
+                                "len64",
+                                "len65",
+                                "len129",
+                                "story",
+                                "add",
+                                "tool_call",
+                                "tool_answer",
+                                "multi_turn",
+                                "long"};
 
 INSTANTIATE_TEST_SUITE_P(
     Prompts,
     Golden,
-    ::testing::Combine(::testing::Values(kernels::Backend::kCpuPlain,
-                                         kernels::Backend::kCpu,
-                                         kernels::Backend::kCuda),
-                       ::testing::Values("len1",
-                                         "len2",
-                                         "len63",
-                                         "len64",
-                                         "len65",
-                                         "len129",
-                                         "story",
-                                         "add",
-                                         "tool_call",
-                                         "tool_answer",
-                                         "multi_turn",
-                                         "long")),
+    ::testing::Combine(::testing::Values(testing::kPlainForm,
+                                         testing::kFastForm,
+                                         testing::kGpuForm),
+                       ::testing::ValuesIn(kPrompts)),
+    CaseName);
+// The loops of the twin take their time over long contexts.
+INSTANTIATE_TEST_SUITE_P(
+    Twin,
+    Golden,
+    ::testing::Combine(::testing::Values(testing::kTwinForm),
+                       ::testing::Values("len1", "len65", "story", "add")),
     CaseName);
 
 TEST(GoldenSet, IsComplete) { EXPECT_EQ(testing::GoldenPrompts().size(), 12u); }

@@ -77,7 +77,8 @@ class EngineHouse {
       std::function<absl::Status()> ready = nullptr,
       const Wrap& wrap = nullptr,
       kernels::Backend backend = kernels::Backend::kCpu,
-      kernels::Activations activations = kernels::Activations::kF32)
+      kernels::Activations activations = kernels::Activations::kF32,
+      int32_t gpu = 0)
       : model_(kernels::Backend::kCpu) {
     if (limits.kv_tokens() == 0) limits.set_kv_tokens(4096);
     EngineParts parts;
@@ -89,7 +90,8 @@ class EngineHouse {
         backend,
         &model_.pool,
         parts.caches,
-        activations);
+        activations,
+        {.gpu = gpu, .progress = nullptr});
     EXPECT_TRUE(decoder.ok()) << decoder.status();
     parts.decoder = *std::move(decoder);
     if (wrap != nullptr) parts.decoder = wrap(std::move(parts.decoder));
