@@ -28,14 +28,17 @@ absl::StatusOr<std::string> NameOf(int32_t gpu) {
 
 absl::StatusOr<std::unique_ptr<Decoder>> CreateOnDevice(
     const checkpoint::Checkpoint& checkpoint,
+    experts::Experts* experts,
     StateSizes sizes,
     kernels::Activations activations,
     const DevicePlace& place) {
   ASSIGN_OR_RETURN(std::string name, NameOf(place.gpu));
   ASSIGN_OR_RETURN(std::unique_ptr<kernels::DeviceQueue> queue,
                    kernels::DeviceQueue::Create(place.gpu));
-  ASSIGN_OR_RETURN(DeviceWeights weights,
-                   LoadDeviceWeights(checkpoint, queue.get(), place.progress));
+  ASSIGN_OR_RETURN(
+      DeviceWeights weights,
+      LoadDeviceWeights(
+          checkpoint, queue.get(), experts == nullptr, place.progress));
   const int32_t rows =
       sizes.step_rows > 0 ? sizes.step_rows : limits::kStepRowsMax;
   return DeviceDecoder::Create(
@@ -46,6 +49,7 @@ absl::StatusOr<std::unique_ptr<Decoder>> CreateOnDevice(
        .sequences_max = sizes.state_slots,
        .exact = activations == kernels::Activations::kF32,
        .kv = place.kv,
+       .experts = experts,
        .name = std::move(name)});
 }
 
@@ -60,7 +64,7 @@ absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Create(
     kernels::Activations activations,
     const DevicePlace& place) {
   if (backend == kernels::Backend::kCuda) {
-    return CreateOnDevice(checkpoint, sizes, activations, place);
+    return CreateOnDevice(checkpoint, experts, sizes, activations, place);
   }
   return HostDecoder::Create(checkpoint,
                              {.experts = experts,

@@ -36,7 +36,7 @@ StateBytes StateBytesOf(const checkpoint::ModelConfig& config);
 
 // Of the model on a GPU.
 struct DevicePlace {
-  int32_t gpu = 0;
+  int32_t gpu = 0;                                // or kernels::kHostDevice
   kernels::KvDType kv = kernels::KvDType::kBF16;  // kF32 where all is float32
   checkpoint::LoadProgressFn progress;            // of the weights; or null
 };
@@ -63,9 +63,9 @@ class Probe {
 // (device_decoder.h).
 class Decoder {
  public:
-  // The one that `backend` calls for. On a GPU the decoder holds the routed
-  // experts itself: `experts` and `pool` are not used, and activations are
-  // float32 with kF32, else bf16. Unavailable: no GPU.
+  // The one that `backend` calls for. On a GPU, activations are float32 with
+  // kF32, else bf16; `pool` is not used; without `experts` the decoder holds
+  // the routed experts itself. Unavailable: no GPU.
   static absl::StatusOr<std::unique_ptr<Decoder>> Create(
       const checkpoint::Checkpoint& checkpoint,
       experts::Experts* experts,

@@ -73,9 +73,20 @@ absl::Status DeviceDecoder::Impl::Mix(size_t index,
       layer.out, m.mixed(), nullptr, step.rows, m.y(), &mixer_planes);
 }
 
-// m.pairs = what the experts, the shared one too, say of m.u
-absl::Status DeviceDecoder::Impl::Experts(
+// m.pairs = what the experts of `entries` on this device say of m.u
+absl::Status DeviceDecoder::Impl::Stacks(
     size_t index, const kernels::DeviceEntries& entries) {
+  for (const kernels::DeviceExpertStack& stack :
+       weights.layers[index].experts) {
+    RETURN_IF_ERROR(kernels::DeviceExperts(
+        queue.get(), stack, entries, m.u(), m.expert_hidden(), m.pairs()));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status DeviceDecoder::Impl::Experts(size_t index,
+                                          const kernels::DeviceEntries& entries,
+                                          DeviceAddend* sum) {
   const DeviceLayer& layer = weights.layers[index];
   if (Launches(kRouter)) {
     int32_t planes = 1;
@@ -88,11 +99,16 @@ absl::Status DeviceDecoder::Impl::Experts(
     RETURN_IF_ERROR(
         kernels::DeviceRoute(queue.get(), m.router_logits(), planes, entries));
   }
+  *sum = {.pairs = m.pairs(), .entries = &entries};
   if (!Launches(kExperts)) return absl::OkStatus();
-  for (const kernels::DeviceExpertStack& stack : layer.experts) {
-    RETURN_IF_ERROR(kernels::DeviceExperts(
-        queue.get(), stack, entries, m.u(), m.expert_hidden(), m.pairs()));
-  }
+  if (options.experts == nullptr) return Stacks(index, entries);
+  // The shared expert is computed while the rows are away.
+  RETURN_IF_ERROR(FinalHidden(entries.rows));
+  RETURN_IF_ERROR(
+      elsewhere.Start(LayerId{static_cast<int32_t>(index)}, entries, hidden));
+  RETURN_IF_ERROR(Stacks(index, elsewhere.shared()));
+  RETURN_IF_ERROR(elsewhere.Finish(m.y()));
+  *sum = {.dense = m.y(), .pairs = m.pairs(), .entries = &elsewhere.shared()};
   return absl::OkStatus();
 }
 
@@ -114,6 +130,9 @@ absl::Status DeviceDecoder::Impl::Layers(const kernels::DeviceStep& step,
                                   m.u(),
                                   low);
   };
+  if (options.experts != nullptr) {
+    RETURN_IF_ERROR(elsewhere.BeginStep(entries));
+  }
   RETURN_IF_ERROR(kernels::DeviceEmbed(
       queue.get(), weights.embedding, step.token, step.rows, m.x()));
   RETURN_IF_ERROR(Show(probe, -1, step.rows));
@@ -128,9 +147,8 @@ absl::Status DeviceDecoder::Impl::Layers(const kernels::DeviceStep& step,
     RETURN_IF_ERROR(norm({.dense = m.y(), .planes = mixer_planes},
                          layer.post_attention_norm,
                          m.low()));
-    RETURN_IF_ERROR(Experts(i, entries));
+    RETURN_IF_ERROR(Experts(i, entries, &moe));
     RETURN_IF_ERROR(ShowRouting(probe, static_cast<int32_t>(i), entries));
-    moe = {.pairs = m.pairs(), .entries = &entries};
   }
   RETURN_IF_ERROR(norm(moe, weights.final_norm, nullptr));
   return Show(
@@ -193,11 +211,18 @@ absl::StatusOr<DeviceGraph> DeviceDecoder::Impl::Record(const Sizes& sizes) {
   return recorded;
 }
 
+DeviceDecoder::Impl::Sizes DeviceDecoder::Impl::SizesOf(
+    const StepBatch& batch) const {
+  // What fills a step up would travel for nothing.
+  return options.record ? DeviceStepArrays::RecordedSizesOf(batch)
+                        : DeviceStepArrays::SizesOf(batch, batch.rows);
+}
+
 // One row per sequence, by a recorded step.
 absl::Status DeviceDecoder::Impl::Recorded(const StepBatch& batch,
                                            std::span<const int32_t> tokens,
                                            Sizes* sizes) {
-  *sizes = DeviceStepArrays::RecordedSizesOf(batch);
+  *sizes = SizesOf(batch);
   RETURN_IF_ERROR(arrays.Upload(
       queue.get(), *sizes, batch, tokens, {}, options.sizes.kv_blocks));
   if (!options.record) return Pass(*sizes);

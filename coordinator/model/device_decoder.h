@@ -15,13 +15,14 @@
 
 namespace conclave::model {
 
-// The model on one GPU, its experts too. A step in which every sequence has
-// one row is recorded once per size and then replayed; others are launched
-// kernel by kernel. Rounding points, unless `exact`: what products read is
+// The model on one GPU, its routed experts too, unless others hold them. A step
+// in which every sequence has one row is recorded once per size and then
+// replayed; others, and all where experts are elsewhere, are launched kernel by
+// kernel. Rounding points, unless `exact`: what products read is
 // rounded to bf16 (the router: to twice as many bits), keys, values and
 // probabilities as kernels/device_attention.h says; the rest is float32.
 // Errors of the device name it; those that lose it are Internal, and Health
-// tells of them from then on.
+// tells of them from then on. Errors of experts elsewhere come as they are.
 class DeviceDecoder final : public Decoder {
  public:
   struct Options {
@@ -30,7 +31,9 @@ class DeviceDecoder final : public Decoder {
     int32_t sequences_max = 0;                      // of a step
     bool exact = false;                             // everything in float32
     kernels::KvDType kv = kernels::KvDType::kBF16;  // kF32 where exact
-    bool record = true;
+    // Who holds the routed experts, outliving the decoder; null: the device.
+    experts::Experts* experts = nullptr;
+    bool record = true;            // not with experts elsewhere
     std::string name = "the GPU";  // in errors
   };
   static absl::StatusOr<std::unique_ptr<DeviceDecoder>> Create(

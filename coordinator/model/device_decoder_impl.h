@@ -12,6 +12,8 @@
 #include "coordinator/model/device_decoder.h"
 #include "coordinator/model/device_memory.h"
 #include "coordinator/model/device_step_arrays.h"
+#include "coordinator/model/routed_elsewhere.h"
+#include "kernels/device_rows.h"
 
 namespace conclave::model {
 
@@ -23,9 +25,15 @@ struct DeviceDecoder::Impl {
 
   bool Launches(Block block) const { return (blocks & block) != 0; }
   absl::StatusOr<kernels::DeviceGraph> Record(const Sizes& sizes);
+  // Sizes of a step of one row per sequence, and of its recording.
+  Sizes SizesOf(const kernels::StepBatch& batch) const;
   absl::Status Layers(const kernels::DeviceStep& step, Probe* probe);
   absl::Status Mix(size_t index, const kernels::DeviceStep& step);
-  absl::Status Experts(size_t index, const kernels::DeviceEntries& entries);
+  // Routes m.u and computes its experts; *sum is what they add to m.x.
+  absl::Status Experts(size_t index,
+                       const kernels::DeviceEntries& entries,
+                       kernels::DeviceAddend* sum);
+  absl::Status Stacks(size_t index, const kernels::DeviceEntries& entries);
   absl::Status Product(const DeviceLinears& linears,
                        const kernels::DeviceRows& x,
                        const void* low,
@@ -62,6 +70,7 @@ struct DeviceDecoder::Impl {
   DeviceWeights weights;
   DeviceMemory m;
   DeviceStepArrays arrays;
+  RoutedElsewhere elsewhere;  // used with options.experts
   std::map<Sizes, kernels::DeviceGraph> graphs;
   uint32_t blocks = kAll;    // that are launched
   int32_t mixer_planes = 1;  // of m.y

@@ -117,6 +117,7 @@ absl::Status DeviceDecoder::Impl::Told(const absl::Status& status) {
   // Out of memory and what was refused leave the device as it was; after
   // anything else CUDA answers every further call with the same error.
   if (status.ok() || absl::IsInvalidArgument(status)) return status;
+  if (status == elsewhere.failure()) return status;
   const absl::Status named(absl::IsResourceExhausted(status)
                                ? absl::StatusCode::kUnavailable
                                : absl::StatusCode::kInternal,
@@ -212,6 +213,14 @@ absl::StatusOr<std::unique_ptr<DeviceDecoder>> DeviceDecoder::Create(
                                          .sequences_max = options.sequences_max,
                                          .exact = options.exact,
                                          .kv = impl->options.kv}));
+  if (options.experts != nullptr) {
+    impl->options.record = false;
+    ASSIGN_OR_RETURN(impl->elsewhere,
+                     RoutedElsewhere::Create(impl->queue.get(),
+                                             options.experts,
+                                             impl->weights.config,
+                                             options.rows_max));
+  }
   impl->next_position.resize(static_cast<size_t>(options.sizes.state_slots));
   ASSIGN_OR_RETURN(
       impl->arrays,

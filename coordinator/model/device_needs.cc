@@ -56,7 +56,10 @@ absl::Status CountMixer(const Checkpoint& checkpoint, size_t i, Maker* maker) {
   return CountLinears(checkpoint, {at + "out_proj"}, maker);
 }
 
-absl::Status CountMoe(const Checkpoint& checkpoint, size_t i, Maker* maker) {
+absl::Status CountMoe(const Checkpoint& checkpoint,
+                      size_t i,
+                      bool routed,
+                      Maker* maker) {
   const std::string at = absl::StrCat("layers.", i, ".mlp.");
   RETURN_IF_ERROR(CountLinears(
       checkpoint, {at + "gate", at + "shared_expert_gate"}, maker));
@@ -70,6 +73,12 @@ absl::Status CountMoe(const Checkpoint& checkpoint, size_t i, Maker* maker) {
     shared.push_back({linear.layout});
   }
   std::vector<kernels::DeviceExpertStack> none;
+  if (!routed) {
+    return maker->SharedExpert(checkpoint.config().num_experts,
+                               {shared[0], shared[1], shared[2]},
+                               LayerName(i, "shared_expert"),
+                               &none);
+  }
   return maker->Experts(
       checkpoint.config().num_experts,
       [&](int32_t) -> Maker::ExpertSources {
@@ -82,7 +91,8 @@ absl::Status CountMoe(const Checkpoint& checkpoint, size_t i, Maker* maker) {
 
 }  // namespace
 
-absl::StatusOr<uint64_t> DeviceWeightBytesOf(const Checkpoint& checkpoint) {
+absl::StatusOr<uint64_t> DeviceWeightBytesOf(const Checkpoint& checkpoint,
+                                             bool routed) {
   const ModelConfig& c = checkpoint.config();
   DeviceWeights out;
   Maker maker(nullptr, &out);
@@ -94,7 +104,7 @@ absl::StatusOr<uint64_t> DeviceWeightBytesOf(const Checkpoint& checkpoint) {
   for (size_t i = 0; i < c.full_attention.size(); ++i) {
     maker.CountFloats(2 * int64_t{c.hidden_size});
     RETURN_IF_ERROR(CountMixer(checkpoint, i, &maker));
-    RETURN_IF_ERROR(CountMoe(checkpoint, i, &maker));
+    RETURN_IF_ERROR(CountMoe(checkpoint, i, routed, &maker));
   }
   return out.dense_bytes + out.expert_bytes;
 }
@@ -103,7 +113,8 @@ absl::StatusOr<DeviceNeeds> DeviceNeedsOf(const Checkpoint& checkpoint,
                                           kernels::DeviceQueue* queue,
                                           const DeviceNeedsOptions& options) {
   DeviceNeeds out;
-  ASSIGN_OR_RETURN(out.weights, DeviceWeightBytesOf(checkpoint));
+  ASSIGN_OR_RETURN(out.weights,
+                   DeviceWeightBytesOf(checkpoint, options.routed));
   const ModelConfig& config = checkpoint.config();
   const kernels::KvDType kv =
       options.exact ? kernels::KvDType::kF32 : options.kv;

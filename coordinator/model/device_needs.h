@@ -12,9 +12,9 @@ namespace conclave::model {
 
 // What a model takes on a device, in bytes.
 struct DeviceNeeds {
-  uint64_t weights = 0;  // the routed experts too
-  uint64_t arrays = 0;   // of a step
-  StateBytes each;       // of a KV block, of a state slot
+  uint64_t weights = 0;
+  uint64_t arrays = 0;  // of a step
+  StateBytes each;      // of a KV block, of a state slot
 };
 
 struct DeviceNeedsOptions {
@@ -22,6 +22,7 @@ struct DeviceNeedsOptions {
   int32_t sequences_max = 0;
   bool exact = false;
   kernels::KvDType kv = kernels::KvDType::kBF16;
+  bool routed = true;  // experts, on the device too
 };
 
 // Before any weight is read: from the checkpoint's headers. Nothing is
@@ -31,8 +32,8 @@ absl::StatusOr<DeviceNeeds> DeviceNeedsOf(
     kernels::DeviceQueue* queue,
     const DeviceNeedsOptions& options);
 
-// The weights alone.
+// The weights alone, with or without the routed experts.
 absl::StatusOr<uint64_t> DeviceWeightBytesOf(
-    const checkpoint::Checkpoint& checkpoint);
+    const checkpoint::Checkpoint& checkpoint, bool routed);
 
 }  // namespace conclave::model

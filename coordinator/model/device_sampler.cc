@@ -99,7 +99,7 @@ absl::Status DeviceSampler::RunStep(const kernels::StepBatch& batch,
     return absl::InvalidArgumentError(
         "step: sampling and a next token per sequence");
   }
-  const auto sizes = Sizes(DeviceStepArrays::RecordedSizesOf(batch));
+  const Sizes sizes = d_.SizesOf(batch);
   const int32_t slots = d_.options.sizes.state_slots;
   bool counted = false;
   host_.assign(static_cast<size_t>(sizes.rows), {.counts_row = slots});

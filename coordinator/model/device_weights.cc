@@ -69,7 +69,16 @@ absl::Status LoadExperts(Maker* maker,
                          const checkpoint::Checkpoint& checkpoint,
                          const LayerWeights& from,
                          size_t i,
+                         bool routed,
                          DeviceLayer* to) {
+  const Maker::ExpertSources shared{
+      From(from.shared.gate), From(from.shared.up), From(from.shared.down)};
+  if (!routed) {
+    return maker->SharedExpert(checkpoint.config().num_experts,
+                               shared,
+                               LayerName(i, "shared_expert"),
+                               &to->experts);
+  }
   ASSIGN_OR_RETURN(const checkpoint::ShardWeights shard,
                    LoadLayerExperts(checkpoint, static_cast<int32_t>(i)));
   const kernels::ShardLayerWeights all =
@@ -86,7 +95,7 @@ absl::Status LoadExperts(Maker* maker,
       [&](int32_t e) -> Maker::ExpertSources {
         return {From(views[e][0]), From(views[e][1]), From(views[e][2])};
       },
-      {From(from.shared.gate), From(from.shared.up), From(from.shared.down)},
+      shared,
       LayerName(i, "experts"),
       &to->experts);
 }
@@ -96,10 +105,12 @@ absl::Status LoadExperts(Maker* maker,
 absl::StatusOr<DeviceWeights> LoadDeviceWeights(
     const checkpoint::Checkpoint& checkpoint,
     DeviceQueue* queue,
+    bool routed,
     const checkpoint::LoadProgressFn& progress) {
   DeviceWeights out;
   out.config = checkpoint.config();
-  ASSIGN_OR_RETURN(const uint64_t total, DeviceWeightBytesOf(checkpoint));
+  ASSIGN_OR_RETURN(const uint64_t total,
+                   DeviceWeightBytesOf(checkpoint, routed));
   if (progress != nullptr) progress(0, total);
   ASSIGN_OR_RETURN(const DenseWeights dense, LoadDenseWeights(checkpoint));
   Maker maker(queue, &out);
@@ -118,7 +129,7 @@ absl::StatusOr<DeviceWeights> LoadDeviceWeights(
     RETURN_IF_ERROR(maker.Linears({From(from.router), From(from.shared.router)},
                                   LayerName(i, "router"),
                                   &to.router));
-    RETURN_IF_ERROR(LoadExperts(&maker, checkpoint, from, i, &to));
+    RETURN_IF_ERROR(LoadExperts(&maker, checkpoint, from, i, routed, &to));
     // What was read of this layer is still on its way to the device.
     RETURN_IF_ERROR(queue->Wait());
     if (progress != nullptr) {

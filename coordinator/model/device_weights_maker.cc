@@ -100,8 +100,7 @@ absl::Status DeviceWeightsMaker::Experts(
                    first.gate.layout.rows == shared.gate.layout.rows;
   if (queue_ == nullptr) {
     out_->expert_bytes += StackBytes(first, count);
-    out_->dense_bytes += StackBytes(shared, 1);
-    return absl::OkStatus();
+    return SharedExpert(count, shared, what, to);
   }
   ASSIGN_OR_RETURN(DeviceExpertStack routed,
                    Stack(first, count + (one ? 1 : 0), what));
@@ -120,6 +119,18 @@ absl::Status DeviceWeightsMaker::Experts(
     return absl::OkStatus();
   }
   to->push_back(std::move(routed));
+  return SharedExpert(count, shared, what, to);
+}
+
+absl::Status DeviceWeightsMaker::SharedExpert(
+    int32_t count,
+    const ExpertSources& shared,
+    const std::string& what,
+    std::vector<DeviceExpertStack>* to) {
+  if (queue_ == nullptr) {
+    out_->dense_bytes += StackBytes(shared, 1);
+    return absl::OkStatus();
+  }
   ASSIGN_OR_RETURN(DeviceExpertStack own, Stack(shared, 1, what));
   own.first = count;
   if (shared.gate.host != nullptr) RETURN_IF_ERROR(Fill(shared, 0, &own));

@@ -43,6 +43,12 @@ class DeviceWeightsMaker {
                        const std::string& what,
                        std::vector<kernels::DeviceExpertStack>* to);
 
+  // The shared one alone, as number `count` of the experts.
+  absl::Status SharedExpert(int32_t count,
+                            const ExpertSources& shared,
+                            const std::string& what,
+                            std::vector<kernels::DeviceExpertStack>* to);
+
   absl::Status Floats(std::span<const float> from, const float** to);
   absl::Status Ones(int64_t size, const float** to);
   void CountFloats(int64_t size);

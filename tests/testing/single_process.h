@@ -15,7 +15,8 @@
 
 namespace conclave::testing {
 
-// The embedded model, or another, with all its experts in this process.
+// The embedded model, or another, with all its experts in this process; on a
+// GPU, or beside it.
 struct SingleProcess {
   explicit SingleProcess(
       kernels::Backend backend,
@@ -23,7 +24,8 @@ struct SingleProcess {
       int32_t threads = 2,
       const checkpoint::Checkpoint& model = TinyModel(),
       kernels::Activations activations = kernels::Activations::kF32,
-      int32_t gpu = 0)
+      int32_t gpu = 0,
+      bool beside = false)
       : pool(threads) {
     const ExpertShape shape = model.config().expert_shape();
     auto placement = cluster::MakePlacement(config, shape);
@@ -32,12 +34,24 @@ struct SingleProcess {
         experts::LocalShards::Load(model, *placement, std::nullopt, nullptr);
     EXPECT_TRUE(loaded.ok()) << loaded.status();
     shards = *std::move(loaded);
-    auto made = experts::LocalExperts::Create(
-        *placement, shape, shards.get(), backend, &pool, activations);
+    // Where experts are beside a GPU, the CPU computes them.
+    const bool device = backend == kernels::Backend::kCuda;
+    auto made =
+        experts::LocalExperts::Create(*placement,
+                                      shape,
+                                      shards.get(),
+                                      device ? kernels::Backend::kCpu : backend,
+                                      &pool,
+                                      activations);
     EXPECT_TRUE(made.ok()) << made.status();
     local = *std::move(made);
-    runner = std::make_unique<ModelRunner>(
-        model, local.get(), backend, &pool, activations, gpu);
+    runner =
+        std::make_unique<ModelRunner>(model,
+                                      device && !beside ? nullptr : local.get(),
+                                      backend,
+                                      &pool,
+                                      activations,
+                                      gpu);
   }
 
   ThreadPool pool;

@@ -15,6 +15,7 @@
 #include "common/transport/memory_transport.h"
 #include "coordinator/experts/remote_experts.h"
 #include "tests/parity/model/tolerances.h"
+#include "tests/testing/form.h"
 #include "tests/testing/golden.h"
 #include "tests/testing/memory_cluster.h"
 #include "tests/testing/model_runner.h"
@@ -32,9 +33,9 @@ using testing::Workers;
 // The embedded model with its experts behind a MemoryTransport.
 struct Remote {
   Remote(const v1::ClusterConfig& config,
-         kernels::Backend backend,
+         testing::Form form,
          DType rows = DType::kF32)
-      : pool(2), cluster(config, backend, &pool) {
+      : pool(2), cluster(config, OfExperts(form), &pool) {
     for (int32_t i = 0; i < cluster.workers(); ++i) {
       transport.AddWorker(
           WorkerId{i}, config.workers(i).name(), cluster.handler(i));
@@ -47,8 +48,18 @@ struct Remote {
     auto made = experts::RemoteExperts::Create(std::move(options));
     EXPECT_TRUE(made.ok()) << made.status();
     experts = *std::move(made);
-    runner = std::make_unique<ModelRunner>(
-        testing::TinyModel(), experts.get(), backend, &pool);
+    runner = std::make_unique<ModelRunner>(testing::TinyModel(),
+                                           experts.get(),
+                                           form.backend,
+                                           &pool,
+                                           kernels::Activations::kF32,
+                                           form.gpu);
+  }
+
+  // Workers beside a coordinator on a GPU compute on the CPU here.
+  static kernels::Backend OfExperts(testing::Form form) {
+    return form.backend == kernels::Backend::kCuda ? kernels::Backend::kCpu
+                                                   : form.backend;
   }
 
   ThreadPool pool;
@@ -116,13 +127,20 @@ const std::vector<Topology>& Topologies() {
 }
 
 class SameShards
-    : public ::testing::TestWithParam<std::tuple<kernels::Backend, size_t>> {};
+    : public ::testing::TestWithParam<std::tuple<testing::Form, size_t>> {};
 
 TEST_P(SameShards, RemoteAndLocalAgreeBitForBit) {
-  const auto [backend, index] = GetParam();
+  const auto [form, index] = GetParam();
+  CONCLAVE_REQUIRE_FORM(form);
   const v1::ClusterConfig config = Topologies()[index].config();
-  Remote remote(config, backend);
-  testing::SingleProcess local(backend, config);
+  Remote remote(config, form);
+  testing::SingleProcess local(form.backend,
+                               config,
+                               2,
+                               testing::TinyModel(),
+                               kernels::Activations::kF32,
+                               form.gpu,
+                               true);
   const auto want = AllLogits(local.runner.get());
   ASSERT_EQ(want.size(), 8u);
   EXPECT_EQ(AllLogits(remote.runner.get()), want);
@@ -131,13 +149,14 @@ TEST_P(SameShards, RemoteAndLocalAgreeBitForBit) {
 INSTANTIATE_TEST_SUITE_P(
     Topologies,
     SameShards,
-    ::testing::Combine(::testing::Values(kernels::Backend::kCpuPlain,
-                                         kernels::Backend::kCpu),
+    ::testing::Combine(::testing::Values(testing::kPlainForm,
+                                         testing::kFastForm,
+                                         testing::kGpuForm,
+                                         testing::kTwinForm),
                        ::testing::Range(size_t{0}, size_t{10})),
     [](const auto& info) {
-      return absl::StrCat(std::get<0>(info.param) == kernels::Backend::kCpu
-                              ? "fast_"
-                              : "plain_",
+      return absl::StrCat(std::get<0>(info.param).Name(),
+                          "_",
                           Topologies()[std::get<1>(info.param)].name);
     });
 
@@ -150,7 +169,7 @@ TEST(OneListOfShards, AnyWorkersGiveTheSameBits) {
                               .shares = std::vector<double>(workers, 1),
                               .columns = columns,
                               .shards = 4};
-      Remote remote(topology.config(), kernels::Backend::kCpu);
+      Remote remote(topology.config(), testing::kFastForm);
       results.push_back(AllLogits(remote.runner.get()));
       EXPECT_EQ(results.back(), results.front()) << workers << " workers";
     }
@@ -163,7 +182,7 @@ class OtherShards
 TEST_P(OtherShards, GiveTheSameGreedyTokens) {
   const auto [topology, prompt_index] = GetParam();
   const auto& prompt = testing::GoldenPrompts()[prompt_index];
-  Remote remote(Topologies()[topology].config(), kernels::Backend::kCpu);
+  Remote remote(Topologies()[topology].config(), testing::kFastForm);
   const std::vector<int32_t> want = prompt.greedy_until_eos();
   const auto got =
       remote.runner->Greedy(prompt.ids, static_cast<int32_t>(want.size()));
@@ -183,10 +202,59 @@ INSTANTIATE_TEST_SUITE_P(Topologies,
                                std::get<1>(info.param));
                          });
 
+class TwoWorkers : public ::testing::TestWithParam<testing::Form> {};
+
+TEST_P(TwoWorkers, GiveTheGoldenTokens) {
+  CONCLAVE_REQUIRE_FORM(GetParam());
+  Remote remote(Workers({1, 2}), GetParam());
+  for (const char* name : {"story", "len65", "tool_call"}) {
+    const std::vector<int32_t> want = FindGolden(name).greedy_until_eos();
+    const auto got = remote.runner->Greedy(FindGolden(name).ids,
+                                           static_cast<int32_t>(want.size()));
+    ASSERT_TRUE(got.ok()) << name << ": " << got.status();
+    EXPECT_EQ(*got, want) << name;
+  }
+}
+
+// A worker that answers with an error ends the step, which names it; the
+// decoder is as good as before.
+TEST_P(TwoWorkers, FailureEndsOneStepOnly) {
+  CONCLAVE_REQUIRE_FORM(GetParam());
+  Remote remote(Workers({1, 1}), GetParam());
+  const auto want = AllLogits(remote.runner.get());
+  bool fails = true;
+  remote.transport.AddWorker(
+      WorkerId{1}, "w1", [&](std::span<const std::byte> frame) {
+        if (!fails) return remote.cluster.handler(1)(frame);
+        const auto request = transport::DecodeRequest(frame);
+        EXPECT_TRUE(request.ok()) << request.status();
+        return transport::EncodeError({.tag = request->tag,
+                                       .code = absl::StatusCode::kUnavailable,
+                                       .message = "worker w1: unplugged"});
+      });
+  auto sequence = remote.runner->Open(0);
+  const auto failed = remote.runner->Step({{.sequence = &sequence,
+                                            .tokens = FindGolden("story").ids,
+                                            .prefill = true}});
+  EXPECT_EQ(failed.status().code(), absl::StatusCode::kUnavailable);
+  EXPECT_NE(failed.status().message().find("w1"), std::string::npos)
+      << failed.status();
+  EXPECT_TRUE(remote.runner->decoder().Health().ok());
+  fails = false;
+  EXPECT_EQ(AllLogits(remote.runner.get()), want);
+}
+
+INSTANTIATE_TEST_SUITE_P(Forms,
+                         TwoWorkers,
+                         ::testing::Values(testing::kFastForm,
+                                           testing::kGpuForm,
+                                           testing::kTwinForm),
+                         [](const auto& info) { return info.param.Name(); });
+
 TEST(NarrowRows, Bf16OnTheWireIsCloseButNotEqual) {
   const v1::ClusterConfig config = Workers({1, 1});
-  Remote narrow(config, kernels::Backend::kCpu, DType::kBF16);
-  Remote wide(config, kernels::Backend::kCpu);
+  Remote narrow(config, testing::kFastForm, DType::kBF16);
+  Remote wide(config, testing::kFastForm);
   const auto got = AllLogits(narrow.runner.get());
   const auto want = AllLogits(wide.runner.get());
   ASSERT_EQ(got.size(), want.size());

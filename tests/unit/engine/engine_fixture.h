@@ -86,7 +86,9 @@ class EngineHouse {
     parts.caches = CachesFor(limits, TinyModel().config());
     auto decoder = model::Decoder::Create(
         TinyModel(),
-        experts != nullptr ? experts : model_.local.get(),
+        experts != nullptr || backend == kernels::Backend::kCuda
+            ? experts
+            : model_.local.get(),
         backend,
         &model_.pool,
         parts.caches,

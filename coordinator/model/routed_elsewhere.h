@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "common/checkpoint/checkpoint.h"
+#include "common/ids.h"
+#include "coordinator/experts/experts.h"
+#include "kernels/device_product.h"
+#include "kernels/device_queue.h"
+
+namespace conclave::model {
+
+// Between a decoder on a device and routed experts that others hold: a layer's
+// choices come to the host, rows go out, sums come back to the device. The
+// shared expert stays there. Used by the decoder's thread.
+class RoutedElsewhere {
+ public:
+  RoutedElsewhere() = default;
+  // `rows_max`: of a step. The queue and the experts outlive this.
+  static absl::StatusOr<RoutedElsewhere> Create(
+      kernels::DeviceQueue* queue,
+      experts::Experts* experts,
+      const checkpoint::ModelConfig& config,
+      int32_t rows_max);
+
+  // Before the layers of a step whose pairs are `all`.
+  absl::Status BeginStep(const kernels::DeviceEntries& all);
+
+  // Reads what the router chose for the layer, waiting for the device, and
+  // sends the rows. x: [rows, hidden], alive until Finish.
+  absl::Status Start(LayerId layer,
+                     const kernels::DeviceEntries& all,
+                     std::span<const float> x);
+  // One pair per row: the shared expert, with the weights of the layer that
+  // was started.
+  const kernels::DeviceEntries& shared() const { return shared_; }
+  // Waits for the sums and copies them to device memory, [rows, hidden].
+  absl::Status Finish(float* out);
+
+  // What the experts of the step answered last, if that was an error: the
+  // device had no part in it.
+  const absl::Status& failure() const { return failure_; }
+
+ private:
+  kernels::DeviceQueue* queue_ = nullptr;
+  experts::Experts* experts_ = nullptr;
+  int32_t hidden_ = 0;
+  kernels::DeviceEntries shared_;
+  kernels::DeviceBuffer numbers_;  // what shared_ points to
+  int32_t rows_max_ = 0;
+  absl::Status failure_;
+
+  experts::Ticket ticket_;
+  std::vector<int32_t> chosen_, expert_;       // with, without the shared one
+  std::vector<float> weights_, weight_, own_;  // likewise; the shared one's
+  std::vector<float> sum_;
+};
+
+}  // namespace conclave::model
