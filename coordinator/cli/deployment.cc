@@ -44,6 +44,15 @@ struct Deployment::Impl {
   absl::Status LoadOwn(std::optional<WorkerId> holder);
   absl::Status PlanGpu(const Options& options);
   absl::Status PlanHost(const Options& options);
+  // What the GPU leaves to others and to this machine's processor.
+  absl::Status PlaceBesideGpu(const Options& options);
+  void MakePool(const Options& options);
+  // Of its own shards: beside a GPU the processor computes them.
+  kernels::Backend ExpertBackend() const {
+    return gpu.empty() ? backend : kernels::Backend::kCpu;
+  }
+  // Rows that a GPU rounded to bf16 travel so: nothing is lost.
+  DType RowsSent() const;
   absl::Status MakeLocal(const Options& options);
   absl::Status MakeRemote(const Options& options);
 };
@@ -118,12 +127,33 @@ absl::Status Deployment::Impl::MakeRemote(const Options& options) {
            .metrics = options.metrics,
            .generation = cluster->generation(),
            .deadline = absl::Seconds(config.deadlines().exchange_s()),
-           .row_dtype = RowDtype(config.exchange().rows()),
+           .row_dtype = RowsSent(),
            .reply_dtype = RowDtype(config.exchange().replies()),
-           .backend = options.backend,
+           .backend = ExpertBackend(),
            .pool = pool.get(),
            .activations = activations}));
   return absl::OkStatus();
+}
+
+DType Deployment::Impl::RowsSent() const {
+  const bool rounded =
+      !gpu.empty() && activations != kernels::Activations::kF32;
+  return rounded ? DType::kBF16 : RowDtype(config.exchange().rows());
+}
+
+absl::Status Deployment::Impl::PlaceBesideGpu(const Options& options) {
+  ASSIGN_OR_RETURN(Placing placing, DecidePlacement(config, *checkpoint, {}));
+  placement = std::move(placing.placement);
+  how = std::move(placing.how);
+  // The dense part passes through host memory on its way to the GPU.
+  return CheckFits(*checkpoint, placement, {}, options.memory());
+}
+
+void Deployment::Impl::MakePool(const Options& options) {
+  int32_t threads = options.threads;
+  if (threads <= 0) threads = config.coordinator().threads();
+  if (threads <= 0) threads = AvailableCores();
+  pool = std::make_unique<ThreadPool>(threads, SpinOf(config, threads));
 }
 
 absl::Status Deployment::Impl::PlanHost(const Options& options) {
@@ -156,7 +186,8 @@ absl::Status Deployment::Impl::PlanGpu(const Options& options) {
                            {.rows_max = least.step_rows,
                             .sequences_max = least.state_slots,
                             .exact = activations == kernels::Activations::kF32,
-                            .kv = KvDTypeOf(config)}));
+                            .kv = KvDTypeOf(config),
+                            .routed = config.workers_size() == 0}));
   const kernels::CudaDevice& device = gpus[static_cast<size_t>(number)];
   ASSIGN_OR_RETURN(caches,
                    FitOnGpu(needs,
@@ -182,13 +213,14 @@ absl::StatusOr<std::unique_ptr<Deployment>> Deployment::Create(
       std::make_unique<Progress>(options.clock, options.show_progress);
   if (options.backend == kernels::Backend::kCuda) {
     RETURN_IF_ERROR(impl->PlanGpu(options));
-    return std::unique_ptr<Deployment>(new Deployment(std::move(impl)));
+    if (config.workers_size() == 0) {
+      return std::unique_ptr<Deployment>(new Deployment(std::move(impl)));
+    }
+    RETURN_IF_ERROR(impl->PlaceBesideGpu(options));
+  } else {
+    RETURN_IF_ERROR(impl->PlanHost(options));
   }
-  RETURN_IF_ERROR(impl->PlanHost(options));
-  int32_t threads = options.threads;
-  if (threads <= 0) threads = config.coordinator().threads();
-  if (threads <= 0) threads = AvailableCores();
-  impl->pool = std::make_unique<ThreadPool>(threads, SpinOf(config, threads));
+  impl->MakePool(options);
   RETURN_IF_ERROR(config.workers_size() == 0 ? impl->MakeLocal(options)
                                              : impl->MakeRemote(options));
   ShowResident(options.metrics, "experts", impl->shards->bytes());
@@ -250,7 +282,7 @@ absl::Status Deployment::WaitReady(absl::Time deadline) {
 }
 
 std::string Deployment::Describe() const {
-  if (!impl_->gpu.empty()) {
+  if (impl_->config.workers_size() == 0 && !impl_->gpu.empty()) {
     return absl::StrCat("all experts are on ", impl_->gpu, "\n");
   }
   return absl::StrCat("experts are placed ",
