@@ -9,7 +9,9 @@
 namespace conclave::kernels::cuda {
 
 // `what` says what was being done. Out of memory is ResourceExhausted, no
-// driver or device Unavailable, everything else Internal.
+// driver or device Unavailable, a call that was refused as it was asked
+// InvalidArgument: after these the device is what it was. Everything else is
+// Internal: CUDA then answers every further call with the same error.
 inline absl::Status ToStatus(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return absl::OkStatus();
   const auto message =
@@ -21,6 +23,11 @@ inline absl::Status ToStatus(cudaError_t error, const char* what) {
     case cudaErrorInsufficientDriver:
     case cudaErrorSystemDriverMismatch:
       return absl::UnavailableError(message);
+    case cudaErrorInvalidValue:
+    case cudaErrorInvalidDevice:
+    case cudaErrorInvalidConfiguration:
+    case cudaErrorLaunchOutOfResources:
+      return absl::InvalidArgumentError(message);
     default:
       return absl::InternalError(message);
   }

@@ -32,9 +32,8 @@ __device__ __forceinline__ uint32_t Affine8(uint32_t low,
 }
 
 __device__ __forceinline__ uint32_t Fp8Scaled(uint32_t pair, float scale) {
-  constexpr float kUp = 1.329227995784916e36f;  // 2^120
-  const float a = __uint_as_float(pair << 16) * kUp * scale;
-  const float b = __uint_as_float(pair & 0xffff0000u) * kUp * scale;
+  const float a = __uint_as_float(pair << 16) * kFp8Up * scale;
+  const float b = __uint_as_float(pair & 0xffff0000u) * kFp8Up * scale;
   const __nv_bfloat162 w = __floats2bfloat162_rn(a, b);
   return *reinterpret_cast<const uint32_t*>(&w);
 }

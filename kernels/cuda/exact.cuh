@@ -25,8 +25,7 @@ __device__ __forceinline__ float Element(const uint4 (&raw)[kPieces<F>],
   if constexpr (F == DeviceFormat::kBf16) {
     return value;
   } else if constexpr (F == DeviceFormat::kFp8) {
-    constexpr float kUp = 1.329227995784916e36f;  // 2^120
-    return value * kUp * s.scale[0];
+    return value * kFp8Up * s.scale[0];
   } else {
     float code = value - 128.0f;
     if constexpr (F == DeviceFormat::kAffine8) {

@@ -16,6 +16,8 @@ inline constexpr int kLanes = 32;
 inline constexpr int kTileRows = 16;
 inline constexpr int kUnitCols = 64;
 inline constexpr int kSteps = 4;  // products of 16 columns in a unit
+// What an FP8 code is short of when its bits are moved into a bf16 number.
+inline constexpr float kFp8Up = 1.329227995784916e36f;  // 2^120
 
 // 16-byte pieces that a lane reads of one unit of one tile.
 template <DeviceFormat F>

@@ -17,8 +17,7 @@ constexpr int kVectors = kColsMax / 4 / kThreadsMax;  // of a thread
 
 __device__ float Fp8ToFloat(uint8_t code) {
   const uint32_t pair = Fp8Pair(code, 0);
-  constexpr float kUp = 1.329227995784916e36f;  // 2^120
-  return __uint_as_float(pair << 16) * kUp;
+  return __uint_as_float(pair << 16) * kFp8Up;
 }
 
 __device__ float ElementOf(const WeightView& w, int64_t row, int col) {
