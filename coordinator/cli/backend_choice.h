@@ -1,24 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <functional>
 #include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
 #include "conclave/v1/config.pb.h"
-#include "kernels/context.h"
-#include "kernels/device.h"
+#include "kernels/device_choice.h"
 
 namespace conclave::cli {
 
-using ListGpusFn =
-    std::function<absl::StatusOr<std::vector<kernels::CudaDevice>>()>;
-
-struct BackendChoice {
-  kernels::Backend backend = kernels::Backend::kCpu;
-  std::string line;  // for the log: what it is and why; empty: as asked
-};
+using kernels::BackendChoice;
+using kernels::ListGpusFn;
 
 // What coordinator.backend means on this machine. `auto` is the GPU
 // coordinator.gpu where it can compute the model alone (no workers, compute

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "coordinator/model/device_weights.h"
 
-#include <array>
 #include <span>
 #include <utility>
 
@@ -83,17 +82,14 @@ absl::Status LoadExperts(Maker* maker,
                    LoadLayerExperts(checkpoint, static_cast<int32_t>(i)));
   const kernels::ShardLayerWeights all =
       kernels::ViewOf(shard.layers[i].Stacked());
-  std::vector<std::array<WeightView, 3>> views;
+  std::vector<kernels::ExpertViews> views;
   for (int32_t e = 0; e < all.slices; ++e) {
-    views.push_back(
-        {kernels::Rows(all.gate, int64_t{e} * all.width, all.width),
-         kernels::Rows(all.up, int64_t{e} * all.width, all.width),
-         kernels::Rows(all.down, int64_t{e} * all.hidden, all.hidden)});
+    views.push_back(kernels::ViewsOf(all, e));
   }
   return maker->Experts(
       all.slices,
       [&](int32_t e) -> Maker::ExpertSources {
-        return {From(views[e][0]), From(views[e][1]), From(views[e][2])};
+        return {From(views[e].gate), From(views[e].up), From(views[e].down)};
       },
       shared,
       LayerName(i, "experts"),

@@ -13,38 +13,16 @@ using kernels::CanShare;
 using kernels::DeviceBuffer;
 using kernels::DeviceExpertStack;
 using kernels::DeviceMatrix;
+using kernels::ExpertLayouts;
 using kernels::MatrixPlan;
 using kernels::WeightView;
 using Experts3 = DeviceWeightsMaker::ExpertSources;
 
-MatrixPlan GateUp(const Experts3& e, int32_t stack) {
-  return {.parts = {e.gate.layout, e.up.layout},
-          .stack = stack,
-          .interleaved = true};
-}
-
-MatrixPlan Down(const Experts3& e, int32_t stack) {
-  return {.parts = {e.down.layout}, .stack = stack};
-}
-
-uint64_t StackBytes(const Experts3& each, int32_t stack) {
-  return kernels::MatrixBytes(GateUp(each, stack)) +
-         kernels::MatrixBytes(Down(each, stack));
+ExpertLayouts LayoutsOf(const Experts3& e) {
+  return {e.gate.layout, e.up.layout, e.down.layout};
 }
 
 }  // namespace
-
-WeightLayout LayoutOf(const WeightView& view) {
-  WeightLayout out{.dtype = view.dtype, .rows = view.rows, .cols = view.cols};
-  if (view.packing == kernels::Packing::kPlain) return out;
-  const bool affine = view.packing == kernels::Packing::kAffine;
-  out.dtype = affine ? DType::kU32 : DType::kF8E4M3;
-  out.bits = view.bits;
-  out.group = view.group;
-  out.scale_dtype = view.scale_dtype;
-  out.biases = view.biases != nullptr;
-  return out;
-}
 
 absl::Status DeviceWeightsMaker::Linears(const std::vector<Source>& sources,
                                          const std::string& what,
@@ -99,7 +77,7 @@ absl::Status DeviceWeightsMaker::Experts(
                    CanShare(first.down.layout, shared.down.layout) &&
                    first.gate.layout.rows == shared.gate.layout.rows;
   if (queue_ == nullptr) {
-    out_->expert_bytes += StackBytes(first, count);
+    out_->expert_bytes += kernels::ExpertStackBytes(LayoutsOf(first), count);
     return SharedExpert(count, shared, what, to);
   }
   ASSIGN_OR_RETURN(DeviceExpertStack routed,
@@ -128,7 +106,7 @@ absl::Status DeviceWeightsMaker::SharedExpert(
     const std::string& what,
     std::vector<DeviceExpertStack>* to) {
   if (queue_ == nullptr) {
-    out_->dense_bytes += StackBytes(shared, 1);
+    out_->dense_bytes += kernels::ExpertStackBytes(LayoutsOf(shared), 1);
     return absl::OkStatus();
   }
   ASSIGN_OR_RETURN(DeviceExpertStack own, Stack(shared, 1, what));
@@ -188,11 +166,9 @@ absl::Status DeviceWeightsMaker::MakeUp(DeviceMatrix* matrix) {
 
 absl::StatusOr<DeviceExpertStack> DeviceWeightsMaker::Stack(
     const ExpertSources& each, int32_t stack, const std::string& what) {
-  DeviceExpertStack out;
-  ASSIGN_OR_RETURN(out.gate_up,
-                   kernels::MakeMatrix(queue_, GateUp(each, stack), what));
-  ASSIGN_OR_RETURN(out.down,
-                   kernels::MakeMatrix(queue_, Down(each, stack), what));
+  ASSIGN_OR_RETURN(
+      DeviceExpertStack out,
+      kernels::MakeExpertStack(queue_, LayoutsOf(each), stack, what));
   if (each.gate.host != nullptr) return out;
   RETURN_IF_ERROR(MakeUp(&out.gate_up));
   RETURN_IF_ERROR(MakeUp(&out.down));
@@ -202,11 +178,8 @@ absl::StatusOr<DeviceExpertStack> DeviceWeightsMaker::Stack(
 absl::Status DeviceWeightsMaker::Fill(const ExpertSources& e,
                                       int32_t index,
                                       DeviceExpertStack* to) {
-  const MatrixPlan gate_up = GateUp(e, to->gate_up.stack);
-  RETURN_IF_ERROR(loader_.Load(*e.gate.host, gate_up, index, 0, &to->gate_up));
-  RETURN_IF_ERROR(loader_.Load(*e.up.host, gate_up, index, 1, &to->gate_up));
-  return loader_.Load(
-      *e.down.host, Down(e, to->down.stack), index, 0, &to->down);
+  return kernels::LoadExpert(
+      &loader_, {*e.gate.host, *e.up.host, *e.down.host}, index, to);
 }
 
 std::string LayerName(size_t layer, const char* part) {

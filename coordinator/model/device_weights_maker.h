@@ -9,10 +9,9 @@
 
 #include "absl/status/status.h"
 #include "coordinator/model/device_weights.h"
+#include "kernels/expert_stack.h"
 
 namespace conclave::model {
-
-WeightLayout LayoutOf(const kernels::WeightView& view);
 
 // A linear that is still to come to the device; without a host view its
 // numbers are made up.

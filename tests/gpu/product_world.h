@@ -8,8 +8,8 @@
 #include <vector>
 
 #include "common/bf16.h"
-#include "coordinator/model/device_weights_maker.h"
 #include "kernels/device_product.h"
+#include "kernels/expert_stack.h"
 #include "tests/gpu/device_values.h"
 #include "tests/parity/dense/packed_weight.h"
 #include "tests/testing/seeded.h"
@@ -29,8 +29,6 @@ inline std::unique_ptr<DeviceQueue> NewQueue() {
   EXPECT_TRUE(queue.ok()) << queue.status();
   return queue.ok() ? *std::move(queue) : nullptr;
 }
-
-using model::LayoutOf;
 
 // A weight of any format in host memory, "bf16" among them.
 class AnyWeight {
