@@ -92,8 +92,11 @@ void ControlService::StartMeasure(v1::MeasureRequest request,
   if (measurer_.joinable()) measurer_.join();
   measurer_ = std::thread(
       [this, request = std::move(request), respond = std::move(respond)] {
-        const auto reply = Measure(
-            request, options_.threads, options_.spin_us, options_.clock);
+        const auto reply = Measure(request,
+                                   {.threads = options_.threads,
+                                    .spin_us = options_.spin_us,
+                                    .device = options_.device,
+                                    .clock = options_.clock});
         measuring_ = false;
         if (reply.ok()) respond.send(reply->SerializeAsString());
         respond.finish(reply.status());
@@ -133,11 +136,13 @@ v1::HealthReply ControlService::Health(const v1::HealthRequest& request) const {
   v1::HealthReply reply;
   const auto assignment = options_.store->current();
   if (assignment != nullptr) reply.set_generation(assignment->generation);
-  reply.set_ready(assignment != nullptr &&
+  const bool works =
+      options_.device == nullptr || options_.device->Health().ok();
+  reply.set_ready(works && assignment != nullptr &&
                   assignment->generation == request.generation());
   reply.set_frames_served(options_.runner->frames_served());
   reply.set_resident_bytes(options_.store->resident_bytes());
-  const MemoryState memory = MemoryNow();
+  const MemoryState memory = Memory();
   reply.set_memory_free_bytes(memory.free_bytes);
   reply.set_memory_total_bytes(memory.total_bytes);
   reply.set_unix_nanos(absl::ToUnixNanos(options_.clock->Now()));
@@ -169,13 +174,18 @@ absl::Status ControlService::Greet(const v1::RegisterRequest& request,
   reply->set_protocol_version(kProtocolVersion);
   reply->set_worker_version(std::string(Version()));
   reply->set_worker_name(request.worker_name());
-  reply->set_backend("cpu");
-  reply->set_simd(kernels::ActiveSimdTarget());
+  reply->set_backend(options_.device == nullptr ? "cpu" : "cuda");
+  reply->set_simd(options_.device == nullptr ? kernels::ActiveSimdTarget()
+                                             : options_.device->name());
   reply->set_threads(options_.threads);
-  const MemoryState memory = MemoryNow();
+  const MemoryState memory = Memory();
   reply->set_memory_total_bytes(memory.total_bytes);
   reply->set_memory_free_bytes(memory.free_bytes);
   return absl::OkStatus();
+}
+
+MemoryState ControlService::Memory() const {
+  return options_.device == nullptr ? MemoryNow() : options_.device->memory();
 }
 
 bool ControlService::loading() const { return loads_.load() > 0; }

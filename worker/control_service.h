@@ -9,8 +9,10 @@
 
 #include "absl/status/status.h"
 #include "common/clock.h"
+#include "common/memory.h"
 #include "common/transport/grpc_exchange_server.h"
 #include "conclave/v1/control.pb.h"
+#include "worker/expert_device.h"
 #include "worker/expert_runner.h"
 #include "worker/expert_store.h"
 #include "worker/peer_service.h"
@@ -27,6 +29,7 @@ class ControlService {
     int32_t spin_us = 0;
     ExpertStore* store = nullptr;
     const ExpertRunner* runner = nullptr;
+    ExpertDevice* device = nullptr;  // what computes; null: the CPU
     PeerService* peers = nullptr;
     Clock* clock = nullptr;
     checkpoint::LoadProgressFn progress;  // for the operator; may be null
@@ -45,6 +48,7 @@ class ControlService {
   absl::Status Greet(const v1::RegisterRequest& request,
                      v1::RegisterReply* reply) const;
   v1::HealthReply Health(const v1::HealthRequest& request) const;
+  MemoryState Memory() const;  // that experts take
   void StartMeasure(v1::MeasureRequest request, transport::Responder respond);
   void Load(const v1::AssignRequest& request,
             const transport::Responder& respond);

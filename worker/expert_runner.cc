@@ -2,50 +2,18 @@
 #include "worker/expert_runner.h"
 
 #include <algorithm>
-#include <cstring>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "common/bf16.h"
 #include "common/status_macros.h"
-#include "kernels/moe.h"
 
 namespace conclave::worker {
 namespace {
 
 using transport::ExpertRequest;
 using transport::ShardEntries;
-using transport::ShardPartial;
-
-void WidenRow(std::span<const std::byte> from, std::span<float> to) {
-  const auto* bits = reinterpret_cast<const uint16_t*>(from.data());
-  for (size_t i = 0; i < to.size(); ++i) {
-    to[i] = FromBf16(bits[i]);
-  }
-}
-
-void WriteRows(std::span<const float> from, DType dtype, std::byte* to) {
-  if (dtype == DType::kF32) {
-    std::memcpy(to, from.data(), from.size_bytes());
-    return;
-  }
-  auto* bits = reinterpret_cast<uint16_t*>(to);
-  std::transform(from.begin(), from.end(), bits, ToBf16);
-}
-
-// The rows of the request as floats; no copy if they are that already.
-std::span<const float> RowsOf(const ExpertRequest& request,
-                              kernels::Workspace* workspace) {
-  const size_t count = static_cast<size_t>(request.row_count) *
-                       static_cast<size_t>(request.hidden);
-  if (request.dtype == DType::kF32) {
-    return {reinterpret_cast<const float*>(request.x.data()), count};
-  }
-  const std::span<float> x = workspace->Floats(count);
-  WidenRow(request.x, x);
-  return x;
-}
 
 // Distinct rows of the entries, ascending.
 std::span<const int32_t> DistinctRows(const ShardEntries& entries,
@@ -57,46 +25,25 @@ std::span<const int32_t> DistinctRows(const ShardEntries& entries,
   return rows.first(static_cast<size_t>(end - rows.begin()));
 }
 
-// Partial sums of one shard, for its own rows only: [rows.size(), hidden].
-absl::StatusOr<std::span<const float>> RunShard(
-    const kernels::Context& context,
-    const kernels::ShardLayerWeights& weights,
-    const ShardEntries& entries,
-    std::span<const float> x,
-    std::span<const int32_t> rows) {
-  const auto hidden = static_cast<size_t>(weights.hidden);
-  kernels::Workspace* workspace = context.workspace;
-  const std::span<float> compact = workspace->Floats(rows.size() * hidden);
-  for (size_t i = 0; i < rows.size(); ++i) {
-    const auto from = x.subspan(static_cast<size_t>(rows[i]) * hidden, hidden);
-    std::copy(from.begin(), from.end(), compact.begin() + i * hidden);
-  }
+// Where each entry's row stands among the distinct ones.
+std::span<const int32_t> LocalRows(const ShardEntries& entries,
+                                   std::span<const int32_t> rows,
+                                   kernels::Workspace* workspace) {
   const std::span<int32_t> local = workspace->Ints(entries.row.size());
   for (size_t i = 0; i < local.size(); ++i) {
     local[i] = static_cast<int32_t>(
         std::lower_bound(rows.begin(), rows.end(), entries.row[i]) -
         rows.begin());
   }
-  const std::span<float> out = workspace->Floats(rows.size() * hidden);
-  RETURN_IF_ERROR(kernels::ExpertFfn(
-      context,
-      weights,
-      {.slice = entries.slice, .row = local, .weight = entries.weight},
-      compact,
-      static_cast<int64_t>(rows.size()),
-      out));
-  return out;
+  return local;
 }
 
 }  // namespace
 
 ExpertRunner::ExpertRunner(std::string name,
                            const ExpertStore* store,
-                           kernels::Backend backend,
-                           ThreadPool* pool)
-    : name_(std::move(name)),
-      store_(store),
-      context_{.backend = backend, .pool = pool, .workspace = &workspace_} {}
+                           ShardSums* sums)
+    : name_(std::move(name)), store_(store), sums_(sums) {}
 
 Buffer ExpertRunner::Handle(std::span<const std::byte> frame) {
   const auto kind = transport::PeekKind(frame);
@@ -135,6 +82,57 @@ Buffer ExpertRunner::AnswerProbe(std::span<const std::byte> frame) const {
                                  .reply_bytes = 0});
 }
 
+absl::Status ExpertRunner::RunShard(const Assignment& assignment,
+                                    const ExpertRequest& request,
+                                    const ShardEntries& entries,
+                                    std::span<const int32_t> rows,
+                                    Buffer* sum) {
+  const auto it = assignment.held.find(entries.shard);
+  if (it == assignment.held.end()) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("shard ", Index(entries.shard), " is not held here"));
+  }
+  const auto layer = static_cast<size_t>(Index(request.tag.layer));
+  const int32_t slices = it->second->weights.layers[layer].slices;
+  // Entries ascend by slice, so the last one has the largest.
+  if (!entries.slice.empty() && entries.slice.back() >= slices) {
+    return absl::InvalidArgumentError(absl::StrCat("slice ",
+                                                   entries.slice.back(),
+                                                   " of shard ",
+                                                   Index(entries.shard),
+                                                   ", which has ",
+                                                   slices,
+                                                   " in layer ",
+                                                   layer));
+  }
+  if (rows.empty()) return absl::OkStatus();
+  const kernels::ExpertEntries local{
+      .slice = entries.slice,
+      .row = LocalRows(entries, rows, &workspace_),
+      .weight = entries.weight};
+  const size_t numbers = rows.size() * static_cast<size_t>(request.hidden);
+  const bool narrow = request.reply_dtype == DType::kBF16;
+  const std::span<float> out =
+      narrow ? workspace_.Floats(numbers)
+             : std::span(reinterpret_cast<float*>(sum->data()), numbers);
+  RETURN_IF_ERROR(sums_->Sum({.shard = it->second.get(),
+                              .layer = layer,
+                              .hidden = request.hidden,
+                              .activations = assignment.activations,
+                              .x = request.x,
+                              .dtype = request.dtype,
+                              .rows = rows,
+                              .entries = local},
+                             out));
+  if (narrow) {
+    std::transform(out.begin(),
+                   out.end(),
+                   reinterpret_cast<uint16_t*>(sum->data()),
+                   ToBf16);
+  }
+  return absl::OkStatus();
+}
+
 absl::StatusOr<Buffer> ExpertRunner::Run(const ExpertRequest& request) {
   const auto assignment = store_->current();
   if (assignment == nullptr) {
@@ -158,9 +156,7 @@ absl::StatusOr<Buffer> ExpertRunner::Run(const ExpertRequest& request) {
                                                    " layers of width ",
                                                    assignment->hidden));
   }
-  context_.activations = assignment->activations;
   const kernels::Workspace::Scope scope(&workspace_);
-  const std::span<const float> x = RowsOf(request, &workspace_);
   transport::ExpertReply reply{.tag = request.tag,
                                .hidden = request.hidden,
                                .dtype = request.reply_dtype,
@@ -168,35 +164,11 @@ absl::StatusOr<Buffer> ExpertRunner::Run(const ExpertRequest& request) {
   std::vector<Buffer> sums;
   sums.reserve(request.shards.size());
   for (const ShardEntries& entries : request.shards) {
-    const auto it = assignment->shards.find(entries.shard);
-    if (it == assignment->shards.end()) {
-      return absl::FailedPreconditionError(
-          absl::StrCat("shard ", Index(entries.shard), " is not held here"));
-    }
-    const auto& layer =
-        it->second->layers[static_cast<size_t>(Index(request.tag.layer))];
-    // Entries ascend by slice, so the last one has the largest.
-    if (!entries.slice.empty() && entries.slice.back() >= layer.slices) {
-      return absl::InvalidArgumentError(absl::StrCat("slice ",
-                                                     entries.slice.back(),
-                                                     " of shard ",
-                                                     Index(entries.shard),
-                                                     ", which has ",
-                                                     layer.slices,
-                                                     " in layer ",
-                                                     Index(request.tag.layer)));
-    }
     const std::span<const int32_t> rows = DistinctRows(entries, &workspace_);
     Buffer& sum =
         sums.emplace_back(rows.size() * static_cast<size_t>(request.hidden) *
                           SizeOf(reply.dtype));
-    if (!rows.empty()) {
-      ASSIGN_OR_RETURN(
-          const std::span<const float> partial,
-          RunShard(
-              context_, kernels::ViewOf(layer.Stacked()), entries, x, rows));
-      WriteRows(partial, reply.dtype, sum.data());
-    }
+    RETURN_IF_ERROR(RunShard(*assignment, request, entries, rows, &sum));
     reply.shards.push_back(
         {.shard = entries.shard, .row = rows, .sum = sum.bytes()});
   }

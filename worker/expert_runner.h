@@ -11,6 +11,7 @@
 #include "common/transport/wire.h"
 #include "kernels/context.h"
 #include "worker/expert_store.h"
+#include "worker/shard_sums.h"
 
 namespace conclave::worker {
 
@@ -19,12 +20,8 @@ namespace conclave::worker {
 // one thread.
 class ExpertRunner {
  public:
-  // `name` stands in every error. The store and what the context points to
-  // outlive the runner.
-  ExpertRunner(std::string name,
-               const ExpertStore* store,
-               kernels::Backend backend,
-               ThreadPool* pool);
+  // `name` stands in every error. Store and sums outlive the runner.
+  ExpertRunner(std::string name, const ExpertStore* store, ShardSums* sums);
 
   // The frame is aligned to 8. What is wrong with it is told by an error
   // frame.
@@ -36,11 +33,16 @@ class ExpertRunner {
  private:
   Buffer AnswerProbe(std::span<const std::byte> frame) const;
   absl::StatusOr<Buffer> Run(const transport::ExpertRequest& request);
+  absl::Status RunShard(const Assignment& assignment,
+                        const transport::ExpertRequest& request,
+                        const transport::ShardEntries& entries,
+                        std::span<const int32_t> rows,
+                        Buffer* sum);
 
   const std::string name_;
   const ExpertStore* store_;
+  ShardSums* sums_;
   kernels::Workspace workspace_;
-  kernels::Context context_;
   std::atomic<uint64_t> frames_{0};
 };
 

@@ -16,18 +16,50 @@ namespace {
 
 using checkpoint::Checkpoint;
 
-absl::StatusOr<std::shared_ptr<HeldShard>> NewShard(const LoadRequest& request,
-                                                    const WantedShard& wanted) {
-  auto held = std::make_shared<HeldShard>();
-  for (const WantedSlice& slice : wanted.slices) {
-    held->layouts.push_back(slice.layout);
+// Of a device's buffers.
+ExpertDevice::Room BuffersFor(const LoadRequest& request) {
+  const auto activations = kernels::ParseActivations(request.activations);
+  ExpertDevice::Room room{
+      .hidden = request.shape.hidden,
+      .width = 0,
+      .exact = activations.ok() && *activations == kernels::Activations::kF32};
+  for (const WantedShard& wanted : request.shards) {
+    for (const Slice& slice : wanted.shard.slices) {
+      room.width = std::max(room.width, slice.width());
+    }
   }
-  ASSIGN_OR_RETURN(
-      held->weights,
-      checkpoint::RoomFor(wanted.shard, held->layouts, request.shape));
-  held->hashes.resize(wanted.slices.size());
-  held->done.resize(wanted.slices.size());
-  return held;
+  return room;
+}
+
+// Of the largest layer of a shard, in host memory.
+uint64_t LargestLayer(const LoadRequest& request) {
+  uint64_t largest = 0;
+  for (const WantedShard& wanted : request.shards) {
+    std::map<LayerId, uint64_t> layers;
+    for (size_t i = 0; i < wanted.slices.size(); ++i) {
+      uint64_t& bytes = layers[wanted.shard.slices[i].layer];
+      bytes += wanted.slices[i].layout.bytes();
+      largest = std::max(largest, bytes);
+    }
+  }
+  return largest;
+}
+
+absl::Status CheckHost(const MemoryState& memory,
+                       uint64_t needed,
+                       uint64_t held,
+                       const char* for_what) {
+  const uint64_t free = memory.free_bytes + held;
+  if (memory.total_bytes == 0 || needed <= free) return absl::OkStatus();
+  return absl::ResourceExhaustedError(
+      absl::StrCat("assign: needs ",
+                   Gigabytes(needed),
+                   " for its ",
+                   for_what,
+                   ", ",
+                   Gigabytes(free),
+                   " free on this worker; give it a smaller share, or take a "
+                   "format with fewer bits"));
 }
 
 }  // namespace
@@ -122,38 +154,67 @@ std::shared_ptr<HeldShard> ExpertStore::Reusable(
   return held;
 }
 
+absl::StatusOr<std::shared_ptr<HeldShard>> ExpertStore::NewShard(
+    const LoadRequest& request, const WantedShard& wanted) const {
+  auto held = std::make_shared<HeldShard>();
+  for (const WantedSlice& slice : wanted.slices) {
+    held->layouts.push_back(slice.layout);
+  }
+  ASSIGN_OR_RETURN(
+      held->weights,
+      checkpoint::RoomFor(wanted.shard, held->layouts, request.shape));
+  held->hashes.resize(wanted.slices.size());
+  held->done.resize(wanted.slices.size());
+  if (options_.device != nullptr) {
+    held->on_device.resize(held->weights.layers.size());
+  }
+  return held;
+}
+
+uint64_t ExpertStore::BytesOf(const HeldShard& held) const {
+  return options_.device != nullptr ? held.DeviceBytes() : held.weights.bytes;
+}
+
+absl::Status ExpertStore::CheckFits(const LoadRequest& request,
+                                    uint64_t needed,
+                                    uint64_t held) const {
+  if (options_.device == nullptr) {
+    return CheckHost(options_.memory(), needed, held, "experts");
+  }
+  // Layers leave host memory one by one; the next ones come meanwhile.
+  constexpr uint64_t kLayersAtOnce = 2;
+  RETURN_IF_ERROR(CheckHost(options_.memory(),
+                            kLayersAtOnce * LargestLayer(request),
+                            0,
+                            "experts' way to the GPU"));
+  return options_.device->CheckFits(needed, held, BuffersFor(request));
+}
+
 absl::Status ExpertStore::Prepare(const LoadRequest& request, Next* next) {
-  uint64_t needed = 0, kept = 0;
+  uint64_t needed = 0;
   std::vector<const WantedShard*> missing;
   for (const WantedShard& wanted : request.shards) {
+    uint64_t bytes = wanted.bytes;
+    if (options_.device != nullptr) {
+      ASSIGN_OR_RETURN(bytes, ExpertDevice::BytesOf(wanted));
+    }
+    needed += bytes;
     const std::shared_ptr<HeldShard> held = Reusable(request, wanted);
     if (held == nullptr) {
       missing.push_back(&wanted);
-      needed += wanted.bytes;
       continue;
     }
     const bool whole =
         std::find(held->done.begin(), held->done.end(), 0) == held->done.end();
     (whole ? next->held : next->loading)[wanted.shard.id] = held;
-    kept += held->weights.bytes;
   }
   const auto before = current();
   uint64_t holds = 0;
   if (before != nullptr) {
-    for (const auto& [id, held] : before->held) holds += held->weights.bytes;
+    for (const auto& [id, held] : before->held) holds += BytesOf(*held);
   }
-  for (const auto& [id, held] : unfinished_) holds += held->weights.bytes;
-  const MemoryState memory = options_.memory();
-  const uint64_t free = memory.free_bytes + (holds - kept);
-  if (memory.total_bytes > 0 && needed > free) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat("assign: needs ",
-                     Gigabytes(needed + kept),
-                     " for its experts, ",
-                     Gigabytes(free + kept),
-                     " free on this worker; give it a smaller share, or take a "
-                     "format with fewer bits"));
-  }
+  for (const auto& [id, held] : unfinished_) holds += BytesOf(*held);
+  RETURN_IF_ERROR(CheckFits(request, needed, holds));
   const bool changes =
       !missing.empty() || !next->loading.empty() ||
       (before != nullptr && before->held.size() != next->held.size());
@@ -172,6 +233,43 @@ absl::Status ExpertStore::Prepare(const LoadRequest& request, Next* next) {
   return absl::OkStatus();
 }
 
+absl::Status ExpertStore::Fill(const LoadRequest& request,
+                               const LoadReportFn& report,
+                               const Checkpoint* local,
+                               std::span<HeldShard* const> shards) {
+  std::optional<PeerSource> peers;
+  if (options_.dial != nullptr && !request.peers.empty()) {
+    peers.emplace(request.peers,
+                  options_.dial,
+                  options_.peer_deadline,
+                  options_.clock,
+                  stop_);
+  }
+  std::optional<LayerMover> mover;
+  if (options_.device != nullptr) {
+    RETURN_IF_ERROR(options_.device->Reserve(BuffersFor(request)));
+    mover.emplace(options_.device, shards);
+  }
+  ShardLoader::Parts parts{.request = &request,
+                           .local = local,
+                           .local_is_stated = !options_.model.empty(),
+                           .cache = options_.cache,
+                           .peers = peers.has_value() ? &*peers : nullptr,
+                           .inbox = &inbox_,
+                           .stop = &stop_,
+                           .deadline = options_.deadline,
+                           .report = report,
+                           .arrived = nullptr};
+  if (mover.has_value()) {
+    parts.arrived = [&mover](HeldShard* held, size_t slice) {
+      return mover->Arrived(held, slice);
+    };
+  }
+  RETURN_IF_ERROR(ShardLoader(std::move(parts), shards).Run());
+  if (options_.device == nullptr) return absl::OkStatus();
+  return options_.device->AskMemory().status();
+}
+
 absl::Status ExpertStore::Load(const LoadRequest& request,
                                const LoadReportFn& report) {
   ASSIGN_OR_RETURN(const kernels::Activations activations,
@@ -181,25 +279,8 @@ absl::Status ExpertStore::Load(const LoadRequest& request,
   RETURN_IF_ERROR(Prepare(request, &next));
   std::vector<HeldShard*> shards;
   for (const auto& [id, held] : next.loading) shards.push_back(held.get());
-  std::optional<PeerSource> peers;
-  if (options_.dial != nullptr && !request.peers.empty()) {
-    peers.emplace(request.peers,
-                  options_.dial,
-                  options_.peer_deadline,
-                  options_.clock,
-                  stop_);
-  }
-  ShardLoader loader({.request = &request,
-                      .local = local.get(),
-                      .local_is_stated = !options_.model.empty(),
-                      .cache = options_.cache,
-                      .peers = peers.has_value() ? &*peers : nullptr,
-                      .inbox = &inbox_,
-                      .stop = &stop_,
-                      .deadline = options_.deadline,
-                      .report = report},
-                     shards);
-  if (const absl::Status status = loader.Run(); !status.ok()) {
+  const absl::Status status = Fill(request, report, local.get(), shards);
+  if (!status.ok()) {
     unfinished_ = std::move(next.held);
     unfinished_.merge(next.loading);
     return status;
@@ -212,7 +293,6 @@ absl::Status ExpertStore::Load(const LoadRequest& request,
   whole->held = std::move(next.held);
   whole->held.merge(next.loading);
   for (const auto& [id, held] : whole->held) {
-    whole->shards[id] = {held, &held->weights};
     for (size_t i = 0; i < held->hashes.size(); ++i) {
       if (held->hashes[i].has_value()) {
         whole->contents[*held->hashes[i]] = {held.get(), i};
@@ -240,14 +320,20 @@ uint64_t ExpertStore::resident_bytes() const {
   const auto assignment = current();
   uint64_t bytes = 0;
   if (assignment == nullptr) return 0;
-  for (const auto& [id, shard] : assignment->shards) bytes += shard->bytes;
+  for (const auto& [id, held] : assignment->held) bytes += BytesOf(*held);
   return bytes;
 }
 
 bool ExpertStore::Holds(const delivery::ContentHash& hash) const {
   const auto assignment = current();
-  return (assignment != nullptr && assignment->contents.contains(hash)) ||
-         (options_.cache != nullptr && options_.cache->Holds(hash));
+  if (assignment != nullptr) {
+    const auto it = assignment->contents.find(hash);
+    if (it != assignment->contents.end() &&
+        it->second.first->InHostMemory(it->second.second)) {
+      return true;
+    }
+  }
+  return options_.cache != nullptr && options_.cache->Holds(hash);
 }
 
 absl::StatusOr<Buffer> ExpertStore::ReadHeld(const delivery::ContentHash& hash,
@@ -256,7 +342,8 @@ absl::StatusOr<Buffer> ExpertStore::ReadHeld(const delivery::ContentHash& hash,
   const auto assignment = current();
   if (assignment != nullptr) {
     const auto it = assignment->contents.find(hash);
-    if (it != assignment->contents.end()) {
+    if (it != assignment->contents.end() &&
+        it->second.first->InHostMemory(it->second.second)) {
       const auto [held, i] = it->second;
       const uint64_t size = held->layouts[i].bytes();
       if (offset > size || length > size - offset) {

@@ -7,6 +7,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -21,6 +22,7 @@
 #include "conclave/v1/control.pb.h"
 #include "kernels/context.h"
 #include "worker/delivery_inbox.h"
+#include "worker/expert_device.h"
 #include "worker/shard_loader.h"
 
 namespace conclave::worker {
@@ -31,8 +33,7 @@ struct Assignment {
   int32_t layers = 0;
   int32_t hidden = 0;
   kernels::Activations activations = kernels::Activations::kF32;
-  std::map<ShardId, std::shared_ptr<const checkpoint::ShardWeights>> shards;
-  // Slices whose hash is known, for other workers.
+  // Slices whose hash is known.
   std::map<delivery::ContentHash, std::pair<HeldShard*, size_t>> contents;
   std::map<ShardId, std::shared_ptr<HeldShard>> held;
 };
@@ -50,6 +51,8 @@ class ExpertStore {
     DialFn dial = nullptr;                  // of peers; null: none are asked
     Clock* clock = RealClock();
     std::function<MemoryState()> memory = MemoryNow;
+    // Where the experts go; outlives the store; null: they stay in memory.
+    ExpertDevice* device = nullptr;
     // For the coordinator, and for a peer, to send something.
     absl::Duration deadline = absl::Seconds(20);
     absl::Duration peer_deadline = absl::Seconds(5);
@@ -62,7 +65,8 @@ class ExpertStore {
   // `report` gets the bytes of the shards that were not whole, and what the
   // worker wants of the coordinator. Errors name what is wrong: another
   // config.json or other weights in a stated folder, unknown layer, expert or
-  // column, order, too little memory (ResourceExhausted with both numbers).
+  // column, order, too little memory (ResourceExhausted with both numbers, of
+  // the device too, before anything is read).
   absl::Status Assign(const v1::AssignRequest& request,
                       const LoadReportFn& report);
 
@@ -76,7 +80,8 @@ class ExpertStore {
   // For Deliver frames.
   DeliveryInbox* inbox() { return &inbox_; }
 
-  // For other workers: in memory or in the cache.
+  // For other workers: in host memory or in the cache. What went to a device
+  // is read from the cache alone.
   bool Holds(const delivery::ContentHash& hash) const;
   // NotFound, OutOfRange.
   absl::StatusOr<Buffer> ReadHeld(const delivery::ContentHash& hash,
@@ -88,6 +93,17 @@ class ExpertStore {
   absl::Status Load(const LoadRequest& request, const LoadReportFn& report);
   // What is there of the wanted shards; the rest gets room.
   absl::Status Prepare(const LoadRequest& request, Next* next);
+  // `needed` bytes beside the `held` ones that are freed or part of them.
+  absl::Status CheckFits(const LoadRequest& request,
+                         uint64_t needed,
+                         uint64_t held) const;
+  uint64_t BytesOf(const HeldShard& held) const;
+  absl::StatusOr<std::shared_ptr<HeldShard>> NewShard(
+      const LoadRequest& request, const WantedShard& wanted) const;
+  absl::Status Fill(const LoadRequest& request,
+                    const LoadReportFn& report,
+                    const checkpoint::Checkpoint* local,
+                    std::span<HeldShard* const> shards);
   std::shared_ptr<HeldShard> Reusable(const LoadRequest& request,
                                       const WantedShard& wanted) const;
   absl::StatusOr<std::unique_ptr<checkpoint::Checkpoint>> LocalCopy(

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <pthread.h>
 #include <signal.h>
+#include <time.h>
 
 #include <cstdio>
 #include <cstdlib>
@@ -37,7 +38,7 @@ int main(int argc, char** argv) {
     return EXIT_FAILURE;
   }
   options->progress = worker::LoadDisplay();
-  // All threads inherit the mask, so that only sigwait sees these.
+  // All threads inherit the mask, so that only the loop below sees these.
   sigset_t signals;
   sigemptyset(&signals);
   sigaddset(&signals, SIGINT);
@@ -51,9 +52,14 @@ int main(int argc, char** argv) {
     return EXIT_FAILURE;
   }
   log::Info("listening on " + address + ", waiting for a coordinator");
-  int signal_number = 0;
-  sigwait(&signals, &signal_number);
+  // Until a signal to stop comes, or no frame can ever be computed again.
+  constexpr timespec kTick{.tv_sec = 1, .tv_nsec = 0};
+  absl::Status health;
+  while (health.ok() && sigtimedwait(&signals, nullptr, &kTick) <= 0) {
+    health = (*running)->Health();
+  }
+  if (!health.ok()) log::Error(std::string(health.message()));
   log::Info("stopping");
   running->reset();
-  return EXIT_SUCCESS;
+  return health.ok() ? EXIT_SUCCESS : EXIT_FAILURE;
 }

@@ -2,6 +2,7 @@
 #include "worker/measure.h"
 
 #include <algorithm>
+#include <memory>
 #include <numeric>
 #include <span>
 #include <string>
@@ -14,17 +15,21 @@
 #include "common/limits.h"
 #include "common/log.h"
 #include "common/memory.h"
-#include "common/stacked_experts.h"
 #include "common/status_macros.h"
 #include "common/thread_pool.h"
 #include "common/weight_layout.h"
 #include "kernels/context.h"
-#include "kernels/moe.h"
+#include "kernels/device.h"
+#include "worker/held_shard.h"
+#include "worker/shard_sums.h"
 
 namespace conclave::worker {
 namespace {
 
 constexpr uint64_t kWeightBytesMax = uint64_t{256} << 20;
+// Of a GPU: far more than its caches hold.
+constexpr uint64_t kReadBytesMax = uint64_t{1} << 30;
+constexpr int32_t kReadRepeats = 5;
 constexpr absl::Duration kMeasureFor = absl::Milliseconds(1200);
 constexpr double kBeginAfterMax_s = 10;
 constexpr size_t kRoundsMin = 5;
@@ -35,6 +40,11 @@ constexpr int32_t kGroupMin = 32;
 constexpr auto kWeightByte = std::byte{0x3c};  // bf16 0.0115, e4m3 1.5
 constexpr auto kScaleByte = std::byte{0x3a};   // bf16 0.0007
 constexpr float kInput = 0.5f;
+
+uint64_t FreeBytes(const MeasureOn& on) {
+  return on.device == nullptr ? MemoryNow().free_bytes
+                              : on.device->memory().free_bytes;
+}
 
 absl::Status Check(const v1::MeasureRequest& r) {
   if (!(r.begin_after_s() >= 0 && r.begin_after_s() <= kBeginAfterMax_s)) {
@@ -59,17 +69,15 @@ absl::Status Check(const v1::MeasureRequest& r) {
   return absl::OkStatus();
 }
 
-// How a format stores a linear of so many columns, stacked to `rows` rows of
-// which `of_slice` belong to one slice.
+// How a format stores a linear of one slice.
 absl::StatusOr<WeightLayout> LayoutOf(const std::string& format,
                                       int64_t rows,
-                                      int64_t of_slice,
                                       int64_t cols) {
   WeightLayout layout{.dtype = DType::kBF16, .rows = rows, .cols = cols};
   const bool gptq = format == "gptq-int4";
   if (format == "fp8") {
     layout.dtype = DType::kF8E4M3;
-    layout.group = static_cast<int32_t>(std::gcd(int64_t{kFp8Block}, of_slice));
+    layout.group = static_cast<int32_t>(std::gcd(int64_t{kFp8Block}, rows));
   } else if (gptq || (format.starts_with("mlx") && format.size() == 4)) {
     layout.dtype = DType::kU32;
     layout.bits = gptq ? 4 : format[3] - '0';
@@ -96,36 +104,35 @@ Buffer Filled(uint64_t size, std::byte value) {
   return buffer;
 }
 
-// Memory of one stacked linear.
-class Made {
- public:
-  explicit Made(const WeightLayout& layout)
-      : layout_(layout),
-        data_(Filled(layout.data_bytes(), kWeightByte)),
-        scales_(Filled(layout.scale_bytes(), kScaleByte)),
-        biases_(Filled(layout.bias_bytes(), kScaleByte)) {}
-  StoredWeight view() const {
-    return {layout_, data_.data(), scales_.data(), biases_.data()};
-  }
-  uint64_t bytes() const { return layout_.bytes(); }
+absl::StatusOr<checkpoint::StackedWeight> MakeWeight(const std::string& format,
+                                                     int32_t slices,
+                                                     int64_t rows,
+                                                     int64_t cols) {
+  ASSIGN_OR_RETURN(const WeightLayout each, LayoutOf(format, rows, cols));
+  return checkpoint::StackedWeight{
+      .each = each,
+      .data = Filled(slices * each.data_bytes(), kWeightByte),
+      .scales = Filled(slices * each.scale_bytes(), kScaleByte),
+      .biases = Filled(slices * each.bias_bytes(), kScaleByte)};
+}
 
- private:
-  WeightLayout layout_;
-  Buffer data_, scales_, biases_;
-};
-
-// The three linears of so many slices.
-absl::StatusOr<std::vector<Made>> MakeExperts(const v1::MeasureRequest& r,
-                                              int64_t slices) {
-  std::vector<Made> made;
-  for (const auto& [rows, cols] : {std::pair(r.width(), r.hidden()),
-                                   {r.width(), r.hidden()},
-                                   {r.hidden(), r.width()}}) {
-    ASSIGN_OR_RETURN(const WeightLayout layout,
-                     LayoutOf(r.weights(), slices * rows, rows, cols));
-    made.emplace_back(layout);
-  }
-  return made;
+// A shard of one layer with so many slices.
+absl::StatusOr<HeldShard> MakeExperts(const v1::MeasureRequest& r,
+                                      int32_t slices) {
+  checkpoint::ShardLayer layer;
+  layer.slices = slices;
+  layer.width = r.width();
+  const std::string& format = r.weights();
+  ASSIGN_OR_RETURN(layer.gate,
+                   MakeWeight(format, slices, r.width(), r.hidden()));
+  ASSIGN_OR_RETURN(layer.up, MakeWeight(format, slices, r.width(), r.hidden()));
+  ASSIGN_OR_RETURN(layer.down,
+                   MakeWeight(format, slices, r.hidden(), r.width()));
+  HeldShard out;
+  out.weights.bytes =
+      layer.gate.bytes() + layer.up.bytes() + layer.down.bytes();
+  out.weights.layers.push_back(std::move(layer));
+  return out;
 }
 
 struct Product {
@@ -137,21 +144,17 @@ struct Product {
 // Made-up experts, enough of them that no cache helps, used in turn.
 class Bench {
  public:
-  Bench(const v1::MeasureRequest& request,
-        int32_t slices,
-        std::vector<Made> made,
+  Bench(HeldShard made,
+        int32_t hidden,
         kernels::Activations activations,
-        ThreadPool* pool,
+        ShardSums* sums,
         Clock* clock)
-      : clock_(clock), made_(std::move(made)) {
-    context_ = {kernels::Backend::kCpu, pool, &workspace_, activations};
-    experts_ = {.slices = slices,
-                .width = request.width(),
-                .hidden = request.hidden(),
-                .gate = made_[0].view(),
-                .up = made_[1].view(),
-                .down = made_[2].view()};
-  }
+      : clock_(clock),
+        sums_(sums),
+        made_(std::move(made)),
+        slices_(made_.weights.layers[0].slices),
+        hidden_(hidden),
+        activations_(activations) {}
 
   // Mean seconds of products of each shape, in turn, so that what disturbs one
   // disturbs all.
@@ -173,16 +176,14 @@ class Bench {
   }
 
   double SliceBytes() const {
-    uint64_t bytes = 0;
-    for (const Made& one : made_) bytes += one.bytes();
-    return static_cast<double>(bytes) / experts_.slices;
+    return static_cast<double>(made_.weights.bytes) / slices_;
   }
 
  private:
   // The next slices, so many rows each.
   absl::Status Compute(const Product& product) {
     const auto entries = static_cast<size_t>(product.slices * product.rows);
-    if (next_ + product.slices > experts_.slices) next_ = 0;
+    if (next_ + product.slices > slices_) next_ = 0;
     slice_.resize(entries);
     row_.resize(entries);
     weight_.assign(entries, 1.0f);
@@ -191,37 +192,57 @@ class Bench {
       row_[i] = static_cast<int32_t>(i) % product.rows;
     }
     next_ += product.slices;
-    x_.assign(static_cast<size_t>(product.rows) * experts_.hidden, kInput);
+    rows_.resize(static_cast<size_t>(product.rows));
+    std::iota(rows_.begin(), rows_.end(), 0);
+    x_.assign(rows_.size() * static_cast<size_t>(hidden_), kInput);
     out_.resize(x_.size());
-    const kernels::Workspace::Scope scope(&workspace_);
-    return kernels::ExpertFfn(context_,
-                              kernels::ViewOf(experts_),
-                              {slice_, row_, weight_},
-                              x_,
-                              product.rows,
-                              out_);
+    return sums_->Sum(
+        {.shard = &made_,
+         .layer = 0,
+         .hidden = hidden_,
+         .activations = activations_,
+         .x = std::as_bytes(std::span(x_)),
+         .dtype = DType::kF32,
+         .rows = rows_,
+         .entries = {.slice = slice_, .row = row_, .weight = weight_}},
+        out_);
   }
 
   Clock* const clock_;
-  kernels::Workspace workspace_;
-  kernels::Context context_;
-  StackedExperts experts_;
-  std::vector<Made> made_;
-  std::vector<int32_t> slice_, row_;
+  ShardSums* const sums_;
+  const HeldShard made_;
+  const int32_t slices_;
+  const int32_t hidden_;
+  const kernels::Activations activations_;
+  std::vector<int32_t> slice_, row_, rows_;
   std::vector<float> weight_, x_, out_;
   int32_t next_ = 0;  // slice
 };
 
+// The worker's GPU once more, with little room: another queue leaves what the
+// worker serves alone.
+absl::StatusOr<std::unique_ptr<ExpertDevice>> SecondDevice(
+    const ExpertDevice& device) {
+  constexpr int32_t kRows = 2;  // of the largest product
+  ASSIGN_OR_RETURN(auto queue, kernels::DeviceQueue::Create(device.number()));
+  return std::make_unique<ExpertDevice>(
+      std::move(queue),
+      ExpertDevice::Options{.name = device.name(),
+                            .memory = nullptr,
+                            .rows_max = kRows,
+                            .pairs_max = 2 * kRows * limits::kTopKMax});
+}
+
 absl::Status MeasureExperts(const v1::MeasureRequest& request,
+                            const MeasureOn& on,
                             absl::Time begin,
                             ThreadPool* pool,
-                            Clock* clock,
                             v1::MeasureReply* reply) {
   ASSIGN_OR_RETURN(const kernels::Activations activations,
                    kernels::ParseActivations(request.activations()));
   const uint64_t set = uint64_t{6} * request.width() * request.hidden() *
                        static_cast<uint64_t>(request.top_k());
-  const uint64_t room = std::min(kWeightBytesMax, MemoryNow().free_bytes / 4);
+  const uint64_t room = std::min(kWeightBytesMax, FreeBytes(on) / 4);
   if (room / set < 2) {
     return absl::ResourceExhaustedError(
         absl::StrCat("measure: too little free memory for ",
@@ -233,11 +254,24 @@ absl::Status MeasureExperts(const v1::MeasureRequest& request,
           room / set,
           limits::kExpertsMax / static_cast<uint64_t>(request.top_k()))) *
       request.top_k();
-  ASSIGN_OR_RETURN(std::vector<Made> made, MakeExperts(request, slices));
-  Bench bench(request, slices, std::move(made), activations, pool, clock);
+  ASSIGN_OR_RETURN(HeldShard made, MakeExperts(request, slices));
+  HostShardSums host(kernels::Backend::kCpu, pool);
+  std::unique_ptr<ExpertDevice> device;
+  if (on.device != nullptr) {
+    ASSIGN_OR_RETURN(device, SecondDevice(*on.device));
+    RETURN_IF_ERROR(
+        device->Reserve({.hidden = request.hidden(),
+                         .width = request.width(),
+                         .exact = activations == kernels::Activations::kF32}));
+    made.on_device.resize(1);
+    RETURN_IF_ERROR(device->Load(&made, 0));
+  }
+  ShardSums* sums = &host;
+  if (device != nullptr) sums = device.get();
+  Bench bench(std::move(made), request.hidden(), activations, sums, on.clock);
   const int32_t many = 2 * request.top_k();
   Product products[] = {{1, 1, 0}, {many, 1, 0}, {many, 2, 0}};
-  clock->SleepUntil(begin);
+  on.clock->SleepUntil(begin);
   RETURN_IF_ERROR(bench.Run(products));
   const double one = products[0].seconds, all = products[1].seconds;
   const double slice = std::max((all - one) / (many - 1), all / many / 4);
@@ -259,17 +293,25 @@ absl::Status MeasureExperts(const v1::MeasureRequest& request,
 }  // namespace
 
 absl::StatusOr<v1::MeasureReply> Measure(const v1::MeasureRequest& request,
-                                         int32_t threads,
-                                         int32_t spin_us,
-                                         Clock* clock) {
+                                         const MeasureOn& on) {
   RETURN_IF_ERROR(Check(request));
   const absl::Time begin =
-      clock->Now() + absl::Seconds(request.begin_after_s());
-  ThreadPool pool(threads, spin_us);
+      on.clock->Now() + absl::Seconds(request.begin_after_s());
+  ThreadPool pool(on.threads, on.spin_us);
   v1::MeasureReply reply;
-  reply.set_memory_bytes_per_s(MemoryReadRate(&pool, clock));
+  double rate = 0;
+  if (on.device == nullptr) {
+    rate = MemoryReadRate(&pool, on.clock);
+  } else {
+    ASSIGN_OR_RETURN(rate,
+                     kernels::MeasureReadBandwidth(
+                         on.device->number(),
+                         std::min(kReadBytesMax, FreeBytes(on) / 4),
+                         kReadRepeats));
+  }
+  reply.set_memory_bytes_per_s(rate);
   if (request.hidden() != 0) {
-    RETURN_IF_ERROR(MeasureExperts(request, begin, &pool, clock, &reply));
+    RETURN_IF_ERROR(MeasureExperts(request, on, begin, &pool, &reply));
   }
   return reply;
 }

@@ -87,9 +87,7 @@ absl::Status ShardLoader::CheckLocalCopy() {
     const ContentHash here = delivery::HashOf(task.held->layouts[task.i],
                                               task.held->weights.Part(task.i));
     if (here == *hash) {
-      task.held->done[task.i] = 1;
-      Count(Source::kLocal, task.held->layouts[task.i].bytes());
-      return absl::OkStatus();
+      return Done(task, Source::kLocal);
     }
     return absl::FailedPreconditionError(
         absl::StrCat(Label(task),
@@ -127,9 +125,7 @@ void ShardLoader::AskPeers() {
 absl::Status ShardLoader::Load(const Task& task) {
   if (*parts_.stop) return absl::CancelledError("load: it was stopped");
   ASSIGN_OR_RETURN(const Source source, Fill(task));
-  task.held->done[task.i] = 1;
-  Count(source, task.held->layouts[task.i].bytes());
-  return absl::OkStatus();
+  return Done(task, source);
 }
 
 absl::StatusOr<ShardLoader::Source> ShardLoader::Fill(const Task& task) {
@@ -275,7 +271,10 @@ void ShardLoader::Keep(const Task& task) {
       "again after a restart"));
 }
 
-void ShardLoader::Count(Source source, uint64_t bytes) {
+absl::Status ShardLoader::Done(const Task& task, Source source) {
+  if (parts_.arrived) RETURN_IF_ERROR(parts_.arrived(task.held, task.i));
+  task.held->done[task.i] = 1;
+  const uint64_t bytes = task.held->layouts[task.i].bytes();
   const std::lock_guard<std::mutex> lock(mu_);
   v1::LoadProgress& p = progress_;
   p.set_bytes_done(p.bytes_done() + bytes);
@@ -294,6 +293,7 @@ void ShardLoader::Count(Source source, uint64_t bytes) {
       break;
   }
   parts_.report(p);
+  return absl::OkStatus();
 }
 
 }  // namespace conclave::worker

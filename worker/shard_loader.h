@@ -12,24 +12,15 @@
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
-#include "common/checkpoint/shard_weights.h"
 #include "common/delivery/content_hash.h"
 #include "common/delivery/slice_cache.h"
 #include "conclave/v1/control.pb.h"
 #include "worker/delivery_inbox.h"
+#include "worker/held_shard.h"
 #include "worker/load_request.h"
 #include "worker/peer_source.h"
 
 namespace conclave::worker {
-
-// A shard in memory, loaded or on the way.
-struct HeldShard {
-  checkpoint::ShardWeights weights;
-  std::vector<checkpoint::SliceLayout> layouts;  // [slices]
-  // Of the bytes, where it was computed; a local copy's mostly is not.
-  std::vector<std::optional<delivery::ContentHash>> hashes;  // [slices]
-  std::vector<char> done;                                    // [slices]
-};
 
 using LoadReportFn = std::function<void(const v1::LoadProgress& progress)>;
 
@@ -49,6 +40,9 @@ class ShardLoader {
     const std::atomic<bool>* stop = nullptr;  // set: end with Cancelled
     absl::Duration deadline;  // for the coordinator to send something
     LoadReportFn report;      // called by one thread at a time
+    // A slice is in memory, before it is marked as done; null: nothing to do.
+    // Called by several threads at once.
+    std::function<absl::Status(HeldShard* held, size_t slice)> arrived;
   };
   // What is pointed to outlives the loader.
   ShardLoader(Parts parts, std::span<HeldShard* const> shards);
@@ -77,7 +71,7 @@ class ShardLoader {
   absl::StatusOr<bool> Receive(const Task& task);
   void Keep(const Task& task);
   void Want(const Task& task, bool hash_only);
-  void Count(Source source, uint64_t bytes);
+  absl::Status Done(const Task& task, Source source);
 
   int32_t Position(const Task& task) const {
     return task.shard->first + static_cast<int32_t>(task.i);

@@ -13,9 +13,11 @@
 #include "grpcpp/server.h"
 #include "grpcpp/server_builder.h"
 #include "worker/control_service.h"
+#include "worker/expert_device.h"
 #include "worker/expert_runner.h"
 #include "worker/expert_store.h"
 #include "worker/peer_service.h"
+#include "worker/shard_sums.h"
 
 namespace conclave::worker {
 namespace {
@@ -25,6 +27,20 @@ constexpr absl::Duration kGrace = absl::Milliseconds(200);
 
 int32_t Threads(const WorkerOptions& options) {
   return options.threads > 0 ? options.threads : AvailableCores();
+}
+
+// What stands in errors.
+std::string NameOf(const WorkerOptions& options) {
+  return options.name.empty() ? options.address : options.name;
+}
+
+// Null: experts stay on the CPU.
+absl::StatusOr<std::unique_ptr<ExpertDevice>> OpenDevice(
+    const WorkerOptions& options) {
+  if (options.backend != kernels::Backend::kCuda) {
+    return std::unique_ptr<ExpertDevice>();
+  }
+  return ExpertDevice::Create(options.gpu, options.gpu_name);
 }
 
 // Null: none. Where nobody chose the folder, one that cannot be used is no
@@ -46,9 +62,13 @@ absl::StatusOr<std::unique_ptr<delivery::SliceCache>> OpenCache(
 struct Worker::Impl {
   Impl(const WorkerOptions& options,
        const transport::TlsKeys& keys,
-       std::unique_ptr<delivery::SliceCache> slices)
-      : pool(Threads(options), options.spin_us),
+       std::unique_ptr<delivery::SliceCache> slices,
+       std::unique_ptr<ExpertDevice> gpu)
+      : name(NameOf(options)),
+        pool(Threads(options), options.spin_us),
         cache(std::move(slices)),
+        device(std::move(gpu)),
+        host(options.backend, &pool),
         store({.model = options.model,
                .hint = options.hint,
                .cache = cache.get(),
@@ -56,17 +76,16 @@ struct Worker::Impl {
                    [keys](const std::string& address) {
                      return transport::Dial(
                          address, keys, transport::Traffic::kBulk);
-                   }}),
-        runner(options.name.empty() ? options.address : options.name,
-               &store,
-               options.backend,
-               &pool),
+                   },
+               .device = device.get()}),
+        runner(name, &store, Sums()),
         peers(options.name, &store),
         control({.name = options.name,
                  .threads = Threads(options),
                  .spin_us = options.spin_us,
                  .store = &store,
                  .runner = &runner,
+                 .device = device.get(),
                  .peers = &peers,
                  .clock = RealClock(),
                  .progress = options.progress}),
@@ -80,8 +99,16 @@ struct Worker::Impl {
                             method, std::move(request), std::move(respond));
                       }}) {}
 
+  ShardSums* Sums() {
+    if (device != nullptr) return device.get();
+    return &host;
+  }
+
+  const std::string name;
   ThreadPool pool;
   std::unique_ptr<delivery::SliceCache> cache;
+  std::unique_ptr<ExpertDevice> device;
+  HostShardSums host;
   ExpertStore store;
   ExpertRunner runner;
   PeerService peers;
@@ -105,8 +132,9 @@ absl::StatusOr<std::unique_ptr<Worker>> Worker::Start(WorkerOptions options) {
   ASSIGN_OR_RETURN(const transport::TlsKeys keys,
                    transport::ReadTls(options.tls));
   ASSIGN_OR_RETURN(auto cache, OpenCache(options));
-  auto worker = std::unique_ptr<Worker>(
-      new Worker(std::make_unique<Impl>(options, keys, std::move(cache))));
+  ASSIGN_OR_RETURN(auto device, OpenDevice(options));
+  auto worker = std::unique_ptr<Worker>(new Worker(std::make_unique<Impl>(
+      options, keys, std::move(cache), std::move(device))));
   Impl& impl = *worker->impl_;
   grpc::ServerBuilder builder;
   transport::ConfigureServer(&builder);
@@ -126,5 +154,14 @@ absl::StatusOr<std::unique_ptr<Worker>> Worker::Start(WorkerOptions options) {
 }
 
 int Worker::port() const { return impl_->port; }
+
+absl::Status Worker::Health() const {
+  if (impl_->device == nullptr) return absl::OkStatus();
+  const absl::Status status = impl_->device->Health();
+  if (status.ok()) return status;
+  return absl::Status(
+      status.code(),
+      absl::StrCat("worker ", impl_->name, ": ", status.message()));
+}
 
 }  // namespace conclave::worker

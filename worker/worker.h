@@ -22,6 +22,8 @@ struct WorkerOptions {
   int32_t threads = 0;   // 0: one per core
   int32_t spin_us = 50;  // 0 or less: never spin
   kernels::Backend backend = kernels::Backend::kCpu;
+  int32_t gpu = 0;       // kCuda: which one
+  std::string gpu_name = {};  // kCuda: "GPU 0 (NVIDIA H200)"
   v1::Tls tls;
   checkpoint::LoadProgressFn progress;  // for the operator; may be null
   std::string cache;                    // folder of fetched slices; empty: none
@@ -31,12 +33,17 @@ struct WorkerOptions {
 // A worker that listens: control plane and exchange on one port.
 class Worker {
  public:
-  // Unavailable: the address cannot be bound. Errors of the cache's folder.
+  // Unavailable: the address cannot be bound. Errors of the cache's folder, and
+  // of a GPU that cannot be used.
   static absl::StatusOr<std::unique_ptr<Worker>> Start(WorkerOptions options);
   // Ends all calls, a load too.
   ~Worker();
 
   int port() const;
+
+  // Unavailable, for good: its GPU is lost; names both. Every frame is answered
+  // with that error. From any thread.
+  absl::Status Health() const;
 
  private:
   struct Impl;

@@ -56,8 +56,9 @@ MemoryCluster::MemoryCluster(const v1::ClusterConfig& config,
     const absl::Status assigned = stores_.back()->Assign(
         AssignmentOf(placement_, WorkerId{i}), [](const auto&) {});
     EXPECT_TRUE(assigned.ok()) << assigned;
+    sums_.push_back(std::make_unique<worker::HostShardSums>(backend, pool));
     runners_.push_back(std::make_unique<worker::ExpertRunner>(
-        config.workers(i).name(), stores_.back().get(), backend, pool));
+        config.workers(i).name(), stores_.back().get(), sums_.back().get()));
   }
 }
 

@@ -42,6 +42,7 @@ class MemoryCluster {
   ThreadPool* pool_;
   std::unique_ptr<experts::LocalShards> local_;  // the coordinator's own
   std::vector<std::unique_ptr<worker::ExpertStore>> stores_;
+  std::vector<std::unique_ptr<worker::HostShardSums>> sums_;
   std::vector<std::unique_ptr<worker::ExpertRunner>> runners_;
 };
 

@@ -10,6 +10,7 @@
 #include "common/log.h"
 #include "common/status_macros.h"
 #include "common/thread_pool.h"
+#include "kernels/device_choice.h"
 
 ABSL_FLAG(std::string, config, "", "cluster configuration");
 ABSL_FLAG(std::string, name, "", "which worker of the configuration this is");
@@ -17,6 +18,8 @@ ABSL_FLAG(std::string, listen, "", "HOST:PORT to listen on, without --config");
 ABSL_FLAG(std::string, model, "", "checkpoint folder on this machine");
 ABSL_FLAG(std::string, cache, "", "folder of fetched slices, \"off\" = none");
 ABSL_FLAG(double, cache_gb, 0, "what the cache may keep, 0 = everything");
+ABSL_FLAG(std::string, backend, "auto", "auto, cuda, cpu or cpu-plain");
+ABSL_FLAG(int32_t, gpu, 0, "which GPU");
 ABSL_FLAG(int32_t, threads, 0, "compute threads, 0 = one per core");
 ABSL_FLAG(int32_t, spin_us, 0, "poll this long before blocking, -1 = never");
 ABSL_FLAG(std::string, simd, "", "pin one SIMD target");
@@ -82,6 +85,15 @@ absl::StatusOr<WorkerOptions> OptionsFromFlags() {
   }
   int32_t spin_us = absl::GetFlag(FLAGS_spin_us);
   if (spin_us == 0) spin_us = worker.spin_us();
+  const int32_t gpu = absl::GetFlag(FLAGS_gpu);
+  ASSIGN_OR_RETURN(
+      const kernels::BackendChoice choice,
+      kernels::ChooseBackend({.backend = absl::GetFlag(FLAGS_backend),
+                              .gpu = gpu,
+                              .backend_name = "--backend",
+                              .gpu_name = "--gpu:"},
+                             kernels::ListCudaDevices));
+  if (!choice.line.empty()) log::Info(choice.line);
   return WorkerOptions{
       .name = worker.name(),
       .address = worker.address(),
@@ -89,7 +101,9 @@ absl::StatusOr<WorkerOptions> OptionsFromFlags() {
       .hint = config.model(),
       .threads = worker.threads(),
       .spin_us = config::SpinUs(config, spin_us, AvailableCores()),
-      .backend = kernels::Backend::kCpu,
+      .backend = choice.backend,
+      .gpu = gpu,
+      .gpu_name = choice.gpu,
       .tls = config.tls(),
       .progress = nullptr,
       .cache = delivery::CacheFolder(cache),

@@ -23,6 +23,9 @@ Usage:
   --model DIR         checkpoint folder on this machine; "off": fetch slices
   --cache DIR         fetched slices (~/.cache/conclave), "off" = none
   --cache_gb N        what the cache may keep, 0 = everything
+  --backend B         auto (a GPU where there is one, else the CPU, and says
+                      why), cuda, cpu or cpu-plain
+  --gpu N             which GPU, as the CUDA driver counts (0)
   --threads N         compute threads, 0 = one per core
   --spin_us N         poll this long before blocking (50), -1 = never
   --simd TARGET       pin one SIMD target, e.g. avx2

@@ -123,7 +123,8 @@ class ExpertRunnerTest : public ::testing::Test {
   std::vector<Shard> shards_;
   ThreadPool pool_{2, 0};
   ExpertStore store_{{}};
-  ExpertRunner runner_{"w0", &store_, kernels::Backend::kCpu, &pool_};
+  HostShardSums sums_{kernels::Backend::kCpu, &pool_};
+  ExpertRunner runner_{"w0", &store_, &sums_};
   transport::MemoryTransport transport_;
 };
 
@@ -257,7 +258,7 @@ TEST_F(ExpertRunnerTest, WhatIsWrongIsToldByName) {
   EXPECT_THAT(Error(Buffer()).message, HasSubstr("too short"));
 
   ExpertStore empty({});
-  ExpertRunner idle("w9", &empty, kernels::Backend::kCpu, &pool_);
+  ExpertRunner idle("w9", &empty, &sums_);
   const Buffer frame = transport::EncodeRequest(Request(0, {&work}, x, 1));
   const Buffer reply = idle.Handle(frame.bytes());
   EXPECT_THAT(transport::DecodeError(reply.bytes())->message,
