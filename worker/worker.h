@@ -22,7 +22,7 @@ struct WorkerOptions {
   int32_t threads = 0;   // 0: one per core
   int32_t spin_us = 50;  // 0 or less: never spin
   kernels::Backend backend = kernels::Backend::kCpu;
-  int32_t gpu = 0;       // kCuda: which one
+  int32_t gpu = 0;            // kCuda: which one
   std::string gpu_name = {};  // kCuda: "GPU 0 (NVIDIA H200)"
   v1::Tls tls;
   checkpoint::LoadProgressFn progress;  // for the operator; may be null
