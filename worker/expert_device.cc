@@ -75,10 +75,11 @@ MemoryState ExpertDevice::memory() const {
 
 absl::StatusOr<MemoryState> ExpertDevice::AskMemory() {
   RETURN_IF_ERROR(Health());
-  ASSIGN_OR_RETURN(const MemoryState memory, options_.memory());
+  const absl::StatusOr<MemoryState> memory = options_.memory();
+  RETURN_IF_ERROR(Told(memory.status()));
   const std::lock_guard<std::mutex> lock(state_mu_);
-  memory_ = memory;
-  return memory;
+  memory_ = *memory;
+  return memory_;
 }
 
 absl::Status ExpertDevice::Health() const {

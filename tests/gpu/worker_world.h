@@ -3,7 +3,7 @@
 
 #include <gtest/gtest.h>
 
-#include <cstring>
+#include <functional>
 #include <memory>
 #include <numeric>
 #include <string>
@@ -19,23 +19,24 @@ namespace conclave::worker {
 
 constexpr uint64_t kWorldMemory = uint64_t{64} << 30;  // what it is told
 
+inline absl::StatusOr<MemoryState> WorldMemory() {
+  return MemoryState{.total_bytes = kWorldMemory, .free_bytes = kWorldMemory};
+}
+
 inline std::unique_ptr<ExpertDevice> NewDevice(
     int32_t number,
     int32_t rows_max = ExpertDevice::kRowsMax,
     int32_t pairs_max = ExpertDevice::kPairsMax,
-    uint64_t memory = kWorldMemory) {
+    std::function<absl::StatusOr<MemoryState>()> memory = WorldMemory) {
   auto queue = kernels::DeviceQueue::Create(number);
   EXPECT_TRUE(queue.ok()) << queue.status();
   if (!queue.ok()) return nullptr;
   return std::make_unique<ExpertDevice>(
       *std::move(queue),
-      ExpertDevice::Options{
-          .name = "GPU of a test",
-          .memory = [memory]() -> absl::StatusOr<MemoryState> {
-            return MemoryState{.total_bytes = memory, .free_bytes = memory};
-          },
-          .rows_max = rows_max,
-          .pairs_max = pairs_max});
+      ExpertDevice::Options{.name = "GPU of a test",
+                            .memory = std::move(memory),
+                            .rows_max = rows_max,
+                            .pairs_max = pairs_max});
 }
 
 inline WeightLayout WorldLayout(const std::string& format,
