@@ -11,15 +11,6 @@ absl::StatusOr<std::string> GpuName(
 absl::StatusOr<BackendChoice> ChooseBackend(const v1::ClusterConfig& config,
                                             const ListGpusFn& list) {
   const v1::Coordinator& c = config.coordinator();
-  if (config.workers_size() > 0 && c.backend() == "auto") {
-    return kernels::OnCpu("the file has workers");
-  }
-  if (config.workers_size() > 0 && c.backend() == "cuda") {
-    return absl::InvalidArgumentError(
-        "coordinator.backend: cuda computes the whole model on one GPU and "
-        "cannot leave experts to workers yet; take the workers out of the "
-        "file, or use auto or cpu");
-  }
   return kernels::ChooseBackend({.backend = c.backend(),
                                  .gpu = c.gpu(),
                                  .backend_name = "coordinator.backend:",

@@ -14,10 +14,9 @@ using kernels::BackendChoice;
 using kernels::ListGpusFn;
 
 // What coordinator.backend means on this machine. `auto` is the GPU
-// coordinator.gpu where it can compute the model alone (no workers, compute
-// capability 8), else the CPU. InvalidArgument: a GPU that does not exist, or
-// `cuda` with workers. Other errors: `cuda` cannot be had, and why. `list` is
-// asked only where a GPU comes into question.
+// coordinator.gpu where that has compute capability 8, else the CPU.
+// InvalidArgument: a GPU that does not exist. Other errors: `cuda` cannot be
+// had, and why. `list` is asked only where a GPU comes into question.
 absl::StatusOr<BackendChoice> ChooseBackend(const v1::ClusterConfig& config,
                                             const ListGpusFn& list);
 

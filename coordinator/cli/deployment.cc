@@ -32,7 +32,9 @@ struct Deployment::Impl {
   kernels::Activations activations = kernels::Activations::kF32;
   std::unique_ptr<checkpoint::Checkpoint> checkpoint;
   Placement placement;
-  std::string how;           // it came to be
+  std::string how;  // it came to be
+  // Layers whose routed experts are on the GPU; empty: all of them.
+  std::vector<bool> routed_here;
   model::StateSizes caches;  // zeros without an engine
   std::unique_ptr<Progress> progress;
   std::unique_ptr<ThreadPool> pool;
@@ -44,8 +46,8 @@ struct Deployment::Impl {
   absl::Status LoadOwn(std::optional<WorkerId> holder);
   absl::Status PlanGpu(const Options& options);
   absl::Status PlanHost(const Options& options);
-  // What the GPU leaves to others and to this machine's processor.
-  absl::Status PlaceBesideGpu(const Options& options);
+  // Decides which experts the GPU holds, and which this machine's processor.
+  absl::Status PlaceBesideGpu(const Options& options, const CacheBytes& least);
   void MakePool(const Options& options);
   // Of its own shards: beside a GPU the processor computes them.
   kernels::Backend ExpertBackend() const {
@@ -78,12 +80,12 @@ DType RowDtype(const std::string& word) {
 }  // namespace
 
 absl::Status Deployment::Impl::LoadOwn(std::optional<WorkerId> holder) {
+  const Placement own = WithoutLayers(placement, routed_here);
   const auto on_load = [this](uint64_t done, uint64_t total) {
     progress->Update("coordinator", done, total);
   };
   ASSIGN_OR_RETURN(
-      shards,
-      experts::LocalShards::Load(*checkpoint, placement, holder, on_load));
+      shards, experts::LocalShards::Load(*checkpoint, own, holder, on_load));
   return absl::OkStatus();
 }
 
@@ -141,12 +143,17 @@ DType Deployment::Impl::RowsSent() const {
   return rounded ? DType::kBF16 : RowDtype(config.exchange().rows());
 }
 
-absl::Status Deployment::Impl::PlaceBesideGpu(const Options& options) {
-  ASSIGN_OR_RETURN(Placing placing, DecidePlacement(config, *checkpoint, {}));
+absl::Status Deployment::Impl::PlaceBesideGpu(const Options& options,
+                                              const CacheBytes& least) {
+  ASSIGN_OR_RETURN(Placing placing,
+                   DecidePlacement(config, *checkpoint, least));
   placement = std::move(placing.placement);
   how = std::move(placing.how);
+  routed_here =
+      OwnLayers(placement, checkpoint->config().expert_shape().layers);
   // The dense part passes through host memory on its way to the GPU.
-  return CheckFits(*checkpoint, placement, {}, options.memory());
+  return CheckFits(
+      *checkpoint, WithoutLayers(placement, routed_here), {}, options.memory());
 }
 
 void Deployment::Impl::MakePool(const Options& options) {
@@ -177,6 +184,9 @@ absl::Status Deployment::Impl::PlanGpu(const Options& options) {
     bounds.set_step_tokens(limits::kStepTokensOnGpu);
   const checkpoint::ModelConfig& model = checkpoint->config();
   const model::StateSizes least = CachesFor(bounds, model, {});
+  if (config.workers_size() > 0) {
+    RETURN_IF_ERROR(PlaceBesideGpu(options, CachesOf(least, model)));
+  }
   ASSIGN_OR_RETURN(const std::unique_ptr<kernels::DeviceQueue> queue,
                    kernels::DeviceQueue::Create(number));
   ASSIGN_OR_RETURN(
@@ -187,7 +197,7 @@ absl::Status Deployment::Impl::PlanGpu(const Options& options) {
                             .sequences_max = least.state_slots,
                             .exact = activations == kernels::Activations::kF32,
                             .kv = KvDTypeOf(config),
-                            .routed = config.workers_size() == 0}));
+                            .here = routed_here}));
   const kernels::CudaDevice& device = gpus[static_cast<size_t>(number)];
   ASSIGN_OR_RETURN(caches,
                    FitOnGpu(needs,
@@ -216,7 +226,6 @@ absl::StatusOr<std::unique_ptr<Deployment>> Deployment::Create(
     if (config.workers_size() == 0) {
       return std::unique_ptr<Deployment>(new Deployment(std::move(impl)));
     }
-    RETURN_IF_ERROR(impl->PlaceBesideGpu(options));
   } else {
     RETURN_IF_ERROR(impl->PlanHost(options));
   }
@@ -246,14 +255,16 @@ absl::StatusOr<std::unique_ptr<model::Decoder>> Deployment::MakeDecoder() {
   const auto progress = [this, gpu](uint64_t done, uint64_t total) {
     impl_->progress->Update(absl::StrCat("GPU ", gpu), done, total);
   };
-  return model::Decoder::Create(
-      *impl_->checkpoint,
-      impl_->experts.get(),
-      impl_->backend,
-      impl_->pool.get(),
-      impl_->caches,
-      impl_->activations,
-      {.gpu = gpu, .kv = KvDTypeOf(impl_->config), .progress = progress});
+  return model::Decoder::Create(*impl_->checkpoint,
+                                impl_->experts.get(),
+                                impl_->backend,
+                                impl_->pool.get(),
+                                impl_->caches,
+                                impl_->activations,
+                                {.gpu = gpu,
+                                 .kv = KvDTypeOf(impl_->config),
+                                 .progress = progress,
+                                 .routed_here = impl_->routed_here});
 }
 
 std::string Deployment::ComputesOn() const {

@@ -90,6 +90,28 @@ absl::StatusOr<Placing> DecidePlacement(
   return out;
 }
 
+std::vector<bool> OwnLayers(const Placement& placement, int32_t layers) {
+  std::vector<bool> out(static_cast<size_t>(layers), true);
+  for (size_t i = 0; i < placement.shards.size(); ++i) {
+    if (placement.holder[i] == kCoordinator) continue;
+    for (const Slice& slice : placement.shards[i].slices) {
+      out[static_cast<size_t>(Index(slice.layer))] = false;
+    }
+  }
+  return out;
+}
+
+Placement WithoutLayers(Placement placement, const std::vector<bool>& layers) {
+  if (layers.empty()) return placement;
+  for (size_t i = 0; i < placement.shards.size(); ++i) {
+    if (placement.holder[i] != kCoordinator) continue;
+    std::erase_if(placement.shards[i].slices, [&](const Slice& slice) {
+      return layers[static_cast<size_t>(Index(slice.layer))];
+    });
+  }
+  return placement;
+}
+
 absl::Status CheckFits(const checkpoint::Checkpoint& checkpoint,
                        const Placement& placement,
                        const CacheBytes& caches,

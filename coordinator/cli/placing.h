@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -41,6 +42,11 @@ absl::StatusOr<Placing> DecidePlacement(
     const v1::ClusterConfig& config,
     const checkpoint::Checkpoint& checkpoint,
     const CacheBytes& caches);
+
+// Per layer, whether all its experts are the coordinator's.
+std::vector<bool> OwnLayers(const Placement& placement, int32_t layers);
+// The same shards without the coordinator's slices of those layers.
+Placement WithoutLayers(Placement placement, const std::vector<bool>& layers);
 
 // ResourceExhausted, with what is needed for what and what there is, where the
 // coordinator's part does not fit into `memory`.

@@ -35,10 +35,14 @@ absl::StatusOr<std::unique_ptr<Decoder>> CreateOnDevice(
   ASSIGN_OR_RETURN(std::string name, NameOf(place.gpu));
   ASSIGN_OR_RETURN(std::unique_ptr<kernels::DeviceQueue> queue,
                    kernels::DeviceQueue::Create(place.gpu));
+  RoutedHere here;
+  if (experts != nullptr) {
+    here = place.routed_here;
+    here.resize(checkpoint.config().full_attention.size());
+  }
   ASSIGN_OR_RETURN(
       DeviceWeights weights,
-      LoadDeviceWeights(
-          checkpoint, queue.get(), experts == nullptr, place.progress));
+      LoadDeviceWeights(checkpoint, queue.get(), here, place.progress));
   const int32_t rows =
       sizes.step_rows > 0 ? sizes.step_rows : limits::kStepRowsMax;
   return DeviceDecoder::Create(

@@ -39,6 +39,9 @@ struct DevicePlace {
   int32_t gpu = 0;                                // or kernels::kHostDevice
   kernels::KvDType kv = kernels::KvDType::kBF16;  // kF32 where all is float32
   checkpoint::LoadProgressFn progress;            // of the weights; or null
+  // Layers whose routed experts are on the GPU too; empty: none where there
+  // are `experts` to hold them, else all.
+  std::vector<bool> routed_here;
 };
 
 // What one step gives back; views into the decoder's own memory, valid until
@@ -64,8 +67,8 @@ class Probe {
 class Decoder {
  public:
   // The one that `backend` calls for. On a GPU, activations are float32 with
-  // kF32, else bf16; `pool` is not used; without `experts` the decoder holds
-  // the routed experts itself. Unavailable: no GPU.
+  // kF32, else bf16; `pool` is not used; the decoder holds routed experts of
+  // its own, as `place` says, and without `experts` all. Unavailable: no GPU.
   static absl::StatusOr<std::unique_ptr<Decoder>> Create(
       const checkpoint::Checkpoint& checkpoint,
       experts::Experts* experts,

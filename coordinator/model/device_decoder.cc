@@ -101,7 +101,7 @@ absl::Status DeviceDecoder::Impl::Experts(size_t index,
   }
   *sum = {.pairs = m.pairs(), .entries = &entries};
   if (!Launches(kExperts)) return absl::OkStatus();
-  if (options.experts == nullptr) return Stacks(index, entries);
+  if (layer.routed) return Stacks(index, entries);
   // The shared expert is computed while the rows are away.
   RETURN_IF_ERROR(FinalHidden(entries.rows));
   RETURN_IF_ERROR(

@@ -15,14 +15,15 @@
 
 namespace conclave::model {
 
-// The model on one GPU, its routed experts too, unless others hold them. A step
-// in which every sequence has one row is recorded once per size and then
-// replayed; others, and all where experts are elsewhere, are launched kernel by
-// kernel. Rounding points, unless `exact`: what products read is
-// rounded to bf16 (the router: to twice as many bits), keys, values and
-// probabilities as kernels/device_attention.h says; the rest is float32.
-// Errors of the device name it; those that lose it are Internal, and Health
-// tells of them from then on. Errors of experts elsewhere come as they are.
+// The model on one GPU, its routed experts too, but for those layers whose
+// experts are elsewhere. A step in which every sequence has one row is recorded
+// once per size and then replayed; others, and all where some experts are
+// elsewhere, are launched kernel by kernel. Rounding points, unless `exact`:
+// what products read is rounded to bf16 (the router: to twice as many bits),
+// keys, values and probabilities as kernels/device_attention.h says; the rest
+// is float32. Errors of the device name it; those that lose it are Internal,
+// and Health tells of them from then on. Errors of experts elsewhere come as
+// they are.
 class DeviceDecoder final : public Decoder {
  public:
   struct Options {
@@ -31,7 +32,8 @@ class DeviceDecoder final : public Decoder {
     int32_t sequences_max = 0;                      // of a step
     bool exact = false;                             // everything in float32
     kernels::KvDType kv = kernels::KvDType::kBF16;  // kF32 where exact
-    // Who holds the routed experts, outliving the decoder; null: the device.
+    // Who holds the routed experts that the weights lack, outliving the
+    // decoder; null where they lack none.
     experts::Experts* experts = nullptr;
     bool record = true;            // not with experts elsewhere
     std::string name = "the GPU";  // in errors

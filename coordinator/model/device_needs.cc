@@ -92,7 +92,7 @@ absl::Status CountMoe(const Checkpoint& checkpoint,
 }  // namespace
 
 absl::StatusOr<uint64_t> DeviceWeightBytesOf(const Checkpoint& checkpoint,
-                                             bool routed) {
+                                             const RoutedHere& here) {
   const ModelConfig& c = checkpoint.config();
   DeviceWeights out;
   Maker maker(nullptr, &out);
@@ -104,7 +104,7 @@ absl::StatusOr<uint64_t> DeviceWeightBytesOf(const Checkpoint& checkpoint,
   for (size_t i = 0; i < c.full_attention.size(); ++i) {
     maker.CountFloats(2 * int64_t{c.hidden_size});
     RETURN_IF_ERROR(CountMixer(checkpoint, i, &maker));
-    RETURN_IF_ERROR(CountMoe(checkpoint, i, routed, &maker));
+    RETURN_IF_ERROR(CountMoe(checkpoint, i, IsHere(here, i), &maker));
   }
   return out.dense_bytes + out.expert_bytes;
 }
@@ -113,8 +113,7 @@ absl::StatusOr<DeviceNeeds> DeviceNeedsOf(const Checkpoint& checkpoint,
                                           kernels::DeviceQueue* queue,
                                           const DeviceNeedsOptions& options) {
   DeviceNeeds out;
-  ASSIGN_OR_RETURN(out.weights,
-                   DeviceWeightBytesOf(checkpoint, options.routed));
+  ASSIGN_OR_RETURN(out.weights, DeviceWeightBytesOf(checkpoint, options.here));
   const ModelConfig& config = checkpoint.config();
   const kernels::KvDType kv =
       options.exact ? kernels::KvDType::kF32 : options.kv;

@@ -6,6 +6,7 @@
 #include "absl/status/statusor.h"
 #include "common/checkpoint/checkpoint.h"
 #include "coordinator/model/decoder.h"
+#include "coordinator/model/device_weights.h"
 #include "kernels/device_queue.h"
 
 namespace conclave::model {
@@ -22,7 +23,7 @@ struct DeviceNeedsOptions {
   int32_t sequences_max = 0;
   bool exact = false;
   kernels::KvDType kv = kernels::KvDType::kBF16;
-  bool routed = true;  // experts, on the device too
+  RoutedHere here = {};
 };
 
 // Before any weight is read: from the checkpoint's headers. Nothing is
@@ -32,8 +33,8 @@ absl::StatusOr<DeviceNeeds> DeviceNeedsOf(
     kernels::DeviceQueue* queue,
     const DeviceNeedsOptions& options);
 
-// The weights alone, with or without the routed experts.
+// The weights alone.
 absl::StatusOr<uint64_t> DeviceWeightBytesOf(
-    const checkpoint::Checkpoint& checkpoint, bool routed);
+    const checkpoint::Checkpoint& checkpoint, const RoutedHere& here);
 
 }  // namespace conclave::model

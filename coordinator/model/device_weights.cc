@@ -68,11 +68,10 @@ absl::Status LoadExperts(Maker* maker,
                          const checkpoint::Checkpoint& checkpoint,
                          const LayerWeights& from,
                          size_t i,
-                         bool routed,
                          DeviceLayer* to) {
   const Maker::ExpertSources shared{
       From(from.shared.gate), From(from.shared.up), From(from.shared.down)};
-  if (!routed) {
+  if (!to->routed) {
     return maker->SharedExpert(checkpoint.config().num_experts,
                                shared,
                                LayerName(i, "shared_expert"),
@@ -101,12 +100,11 @@ absl::Status LoadExperts(Maker* maker,
 absl::StatusOr<DeviceWeights> LoadDeviceWeights(
     const checkpoint::Checkpoint& checkpoint,
     DeviceQueue* queue,
-    bool routed,
+    const RoutedHere& here,
     const checkpoint::LoadProgressFn& progress) {
   DeviceWeights out;
   out.config = checkpoint.config();
-  ASSIGN_OR_RETURN(const uint64_t total,
-                   DeviceWeightBytesOf(checkpoint, routed));
+  ASSIGN_OR_RETURN(const uint64_t total, DeviceWeightBytesOf(checkpoint, here));
   if (progress != nullptr) progress(0, total);
   ASSIGN_OR_RETURN(const DenseWeights dense, LoadDenseWeights(checkpoint));
   Maker maker(queue, &out);
@@ -118,6 +116,7 @@ absl::StatusOr<DeviceWeights> LoadDeviceWeights(
     const LayerWeights& from = dense.layers[i];
     DeviceLayer& to = out.layers.emplace_back();
     to.full_attention = from.full_attention;
+    to.routed = IsHere(here, i);
     RETURN_IF_ERROR(maker.Floats(from.input_norm, &to.input_norm));
     RETURN_IF_ERROR(
         maker.Floats(from.post_attention_norm, &to.post_attention_norm));
@@ -125,7 +124,7 @@ absl::StatusOr<DeviceWeights> LoadDeviceWeights(
     RETURN_IF_ERROR(maker.Linears({From(from.router), From(from.shared.router)},
                                   LayerName(i, "router"),
                                   &to.router));
-    RETURN_IF_ERROR(LoadExperts(&maker, checkpoint, from, i, routed, &to));
+    RETURN_IF_ERROR(LoadExperts(&maker, checkpoint, from, i, &to));
     // What was read of this layer is still on its way to the device.
     RETURN_IF_ERROR(queue->Wait());
     if (progress != nullptr) {

@@ -32,13 +32,19 @@ struct DeviceLayer {
   DeviceLinears in;      // q k v, or qkv z b a
   DeviceLinears out;     // back to hidden
   DeviceLinears router;  // the router and the shared expert's gate
-  // The routed experts, unless others hold them, and, as the last of the stack
-  // where its format is theirs, the shared one; else that is a stack of its
-  // own.
+  bool routed = true;    // the layer's routed experts are here
+  // These and, as the last of the stack where its format is theirs, the shared
+  // one; else that is a stack of its own.
   std::vector<kernels::DeviceExpertStack> experts;
 };
 
-// The model on one device: whole, or all but the routed experts.
+// Per layer, whether its routed experts are on the device; empty: all are.
+using RoutedHere = std::vector<bool>;
+inline bool IsHere(const RoutedHere& here, size_t layer) {
+  return here.empty() || here[layer];
+}
+
+// The model on one device, with the routed experts that belong there.
 struct DeviceWeights {
   checkpoint::ModelConfig config;
   kernels::WeightView embedding;  // device pointers
@@ -53,12 +59,12 @@ struct DeviceWeights {
 };
 
 // Reads the checkpoint part by part: host memory holds the dense part and one
-// layer of experts at a time. Without `routed`, the routed experts stay away.
-// Progress is in bytes. ResourceExhausted: the device is too small.
+// layer of experts at a time. Progress is in bytes. ResourceExhausted: the
+// device is too small.
 absl::StatusOr<DeviceWeights> LoadDeviceWeights(
     const checkpoint::Checkpoint& checkpoint,
     kernels::DeviceQueue* queue,
-    bool routed,
+    const RoutedHere& here,
     const checkpoint::LoadProgressFn& progress);
 
 // What a linear is for: formats treat them differently.

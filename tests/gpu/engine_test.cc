@@ -161,7 +161,7 @@ TEST_P(DeviceEngine, NeedsAreKnownBeforeLoading) {
         nullptr,
         {.kv_blocks = 64, .state_slots = 8, .step_rows = 2056},
         exact ? kernels::Activations::kF32 : kernels::Activations::kInt8,
-        {.gpu = GetParam().gpu, .progress = nullptr});
+        {.gpu = GetParam().gpu, .progress = nullptr, .routed_here = {}});
     ASSERT_TRUE(decoder.ok()) << decoder.status();
     EXPECT_EQ(needs->weights,
               (*decoder)->dense_bytes() + (*decoder)->expert_bytes());

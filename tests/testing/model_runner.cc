@@ -30,7 +30,8 @@ ModelRunner::ModelRunner(const checkpoint::Checkpoint& checkpoint,
                          kernels::Backend backend,
                          ThreadPool* pool,
                          kernels::Activations activations,
-                         int32_t gpu)
+                         int32_t gpu,
+                         const std::vector<bool>& routed_here)
     : vocab_(checkpoint.config().vocab_size) {
   auto decoder = model::Decoder::Create(
       checkpoint,
@@ -39,7 +40,7 @@ ModelRunner::ModelRunner(const checkpoint::Checkpoint& checkpoint,
       pool,
       {.kv_blocks = kSequences * kBlocks, .state_slots = kSequences},
       activations,
-      {.gpu = gpu, .progress = nullptr});
+      {.gpu = gpu, .progress = nullptr, .routed_here = routed_here});
   EXPECT_TRUE(decoder.ok()) << decoder.status();
   if (decoder.ok()) decoder_ = *std::move(decoder);
 }

@@ -27,7 +27,8 @@ class ModelRunner {
               kernels::Backend backend,
               ThreadPool* pool,
               kernels::Activations activations = kernels::Activations::kF32,
-              int32_t gpu = 0);
+              int32_t gpu = 0,
+              const std::vector<bool>& routed_here = {});
 
   struct Sequence {
     int32_t position = 0;

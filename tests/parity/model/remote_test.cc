@@ -34,7 +34,8 @@ using testing::Workers;
 struct Remote {
   Remote(const v1::ClusterConfig& config,
          testing::Form form,
-         DType rows = DType::kF32)
+         DType rows = DType::kF32,
+         const std::vector<bool>& routed_here = {})
       : pool(2), cluster(config, OfExperts(form), &pool) {
     for (int32_t i = 0; i < cluster.workers(); ++i) {
       transport.AddWorker(
@@ -53,7 +54,8 @@ struct Remote {
                                            form.backend,
                                            &pool,
                                            kernels::Activations::kF32,
-                                           form.gpu);
+                                           form.gpu,
+                                           routed_here);
   }
 
   // Workers beside a coordinator on a GPU compute on the CPU here.
@@ -146,19 +148,27 @@ TEST_P(SameShards, RemoteAndLocalAgreeBitForBit) {
   EXPECT_EQ(AllLogits(remote.runner.get()), want);
 }
 
+std::string CaseOf(
+    const ::testing::TestParamInfo<SameShards::ParamType>& info) {
+  return absl::StrCat(std::get<0>(info.param).Name(),
+                      "_",
+                      Topologies()[std::get<1>(info.param)].name);
+}
+
 INSTANTIATE_TEST_SUITE_P(
     Topologies,
     SameShards,
     ::testing::Combine(::testing::Values(testing::kPlainForm,
-                                         testing::kFastForm,
-                                         testing::kGpuForm,
-                                         testing::kTwinForm),
+                                         testing::kFastForm),
                        ::testing::Range(size_t{0}, size_t{10})),
-    [](const auto& info) {
-      return absl::StrCat(std::get<0>(info.param).Name(),
-                          "_",
-                          Topologies()[std::get<1>(info.param)].name);
-    });
+    CaseOf);
+// A coordinator on a GPU sees routing and sums, whatever the shards.
+INSTANTIATE_TEST_SUITE_P(
+    OnDevice,
+    SameShards,
+    ::testing::Combine(::testing::Values(testing::kGpuForm, testing::kTwinForm),
+                       ::testing::Values(2, 5, 8)),
+    CaseOf);
 
 // Four shards on one to four workers: who holds what changes no bit.
 TEST(OneListOfShards, AnyWorkersGiveTheSameBits) {
@@ -213,6 +223,29 @@ TEST_P(TwoWorkers, GiveTheGoldenTokens) {
                                            static_cast<int32_t>(want.size()));
     ASSERT_TRUE(got.ok()) << name << ": " << got.status();
     EXPECT_EQ(*got, want) << name;
+  }
+}
+
+// Whole layers on the coordinator's GPU, the others on workers.
+TEST_P(TwoWorkers, WholeLayersHere) {
+  if (GetParam().backend != kernels::Backend::kCuda) {
+    GTEST_SKIP() << "on the CPU whole layers are shards as any other";
+  }
+  CONCLAVE_REQUIRE_FORM(GetParam());
+  Remote none(Workers({1, 1}), GetParam());
+  Remote some(Workers({1, 1}),
+              GetParam(),
+              DType::kF32,
+              {true, true, false, true, false, false, true, false});
+  EXPECT_GT(some.runner->decoder().expert_bytes(), 0u);
+  EXPECT_EQ(none.runner->decoder().expert_bytes(), 0u);
+  const auto want = AllLogits(none.runner.get());
+  const auto got = AllLogits(some.runner.get());
+  ASSERT_EQ(got.size(), want.size());
+  for (size_t i = 0; i < got.size(); ++i) {
+    EXPECT_LT(
+        testing::RelativeError(got[i].data(), want[i].data(), got[i].size()),
+        1e-5);
   }
 }
 

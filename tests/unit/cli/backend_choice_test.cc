@@ -55,6 +55,7 @@ TEST(BackendChoice, AutoTakesTheGpu) {
   EXPECT_EQ(
       ChooseBackend(Parse("coordinator: {backend: cuda}"), TwoGpus)->backend,
       Backend::kCuda);
+  EXPECT_EQ(ChooseBackend(Parse(kWorkers), TwoGpus)->backend, Backend::kCuda);
 }
 
 TEST(BackendChoice, AutoSaysWhyItTakesTheCpu) {
@@ -64,7 +65,6 @@ TEST(BackendChoice, AutoSaysWhyItTakesTheCpu) {
     const char* line;
   } kCases[] = {
       {"", NoDriver, "computing on the CPU: CUDA: listing devices: no driver"},
-      {kWorkers, NotAsked, "computing on the CPU: the file has workers"},
       {"coordinator: {gpu: 1}",
        TwoGpus,
        "computing on the CPU: GPU 1 (T4) has compute capability 7.5, needed "
@@ -97,10 +97,6 @@ TEST(BackendChoice, WhatIsAskedForIsTakenOrRefused) {
        NoDriver,
        absl::StatusCode::kUnavailable,
        "coordinator.backend: cuda: CUDA: listing devices: no driver"},
-      {cuda + "}" + kWorkers,
-       NotAsked,
-       absl::StatusCode::kInvalidArgument,
-       "cannot leave experts to workers yet"},
       {cuda + ", gpu: 1}",
        TwoGpus,
        absl::StatusCode::kFailedPrecondition,

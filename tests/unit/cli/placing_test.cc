@@ -133,5 +133,29 @@ TEST_F(PlacingTest, WhatDoesNotFitIsRefusedWithBothNumbers) {
                   .ok());
 }
 
+TEST(OwnLayersTest, AreThoseOfWhichNobodyElseHasASlice) {
+  const auto slice = [](int32_t layer, int32_t expert) {
+    return Slice{.layer = LayerId{layer},
+                 .expert = ExpertId{expert},
+                 .begin = 0,
+                 .end = 64};
+  };
+  const Placement placement{
+      .shards = {{.id = ShardId{0},
+                  .slices = {slice(0, 0), slice(0, 1), slice(1, 0)}},
+                 {.id = ShardId{1}, .slices = {slice(1, 1), slice(2, 0)}},
+                 {.id = ShardId{2}, .slices = {slice(0, 2)}}},
+      .holder = {kCoordinator, WorkerId{0}, kCoordinator}};
+  const std::vector<bool> own = OwnLayers(placement, 3);
+  EXPECT_EQ(own, (std::vector<bool>{true, false, false}));
+  const Placement rest = WithoutLayers(placement, own);
+  ASSERT_EQ(rest.shards.size(), 3u);
+  ASSERT_EQ(rest.shards[0].slices.size(), 1u);
+  EXPECT_EQ(rest.shards[0].slices[0].layer, LayerId{1});
+  EXPECT_EQ(rest.shards[1].slices.size(), 2u);
+  EXPECT_TRUE(rest.shards[2].slices.empty());
+  EXPECT_EQ(WithoutLayers(placement, {}).shards[0].slices.size(), 3u);
+}
+
 }  // namespace
 }  // namespace conclave::cli

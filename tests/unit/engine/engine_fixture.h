@@ -93,7 +93,7 @@ class EngineHouse {
         &model_.pool,
         parts.caches,
         activations,
-        {.gpu = gpu, .progress = nullptr});
+        {.gpu = gpu, .progress = nullptr, .routed_here = {}});
     EXPECT_TRUE(decoder.ok()) << decoder.status();
     parts.decoder = *std::move(decoder);
     if (wrap != nullptr) parts.decoder = wrap(std::move(parts.decoder));
