@@ -33,6 +33,7 @@ void Engine::Impl::Loop() {
     if (plan.rows == 0) continue;
     const absl::Status status = RunStep(plan);
     if (!status.ok()) EndStep(plan, status);
+    UpdateGauges();  // what ended is not shown as running while nothing comes
   }
   TakeInbox();
   EndAll(absl::CancelledError("the server is stopping"));

@@ -12,6 +12,7 @@
 #include "kernels/device_queue.h"
 #include "tests/testing/form.h"
 #include "tests/unit/engine/engine_fixture.h"
+#include "tests/unit/engine/kinds_of_sampling.h"
 
 namespace conclave {
 namespace {
@@ -41,26 +42,6 @@ GenerateRequest Ask(const std::string& prompt, int32_t tokens) {
   return request;
 }
 
-// Greedy, seeded in every way, and with penalties.
-std::vector<GenerateRequest> EveryKind() {
-  std::vector<GenerateRequest> out;
-  for (uint64_t i = 0; i < 8; ++i) {
-    GenerateRequest r =
-        Ask(i % 2 == 0 ? "story" : "len65", 20 + static_cast<int32_t>(i) * 4);
-    SamplingParams& s = r.sampling;
-    s.temperature = i < 2 ? 0 : 0.4 + 0.2 * static_cast<double>(i);
-    s.seed = 100 + i;
-    if (i == 1) s.repetition_penalty = 1.3;
-    if (i == 3) s.top_k = 20;
-    if (i == 4) s.top_p = 0.9;
-    if (i == 5) s.min_p = 0.05;
-    if (i == 6) s.presence_penalty = s.frequency_penalty = 0.4;
-    if (i == 7) s.top_k = 1;
-    out.push_back(std::move(r));
-  }
-  return out;
-}
-
 class DeviceEngine : public ::testing::TestWithParam<testing::Form> {};
 
 INSTANTIATE_TEST_SUITE_P(Forms,
@@ -73,7 +54,7 @@ TEST_P(DeviceEngine, OneAfterTheOtherGivesTheCpusTokens) {
   CONCLAVE_REQUIRE_FORM(GetParam());
   EngineHouse host(Eight());
   const auto gpu = OnGpu(GetParam());
-  for (const GenerateRequest& r : EveryKind()) {
+  for (const GenerateRequest& r : testing::KindsOfSampling()) {
     SCOPED_TRACE(*r.sampling.seed);
     EXPECT_EQ(gpu->Run(r)->content, host.Run(r)->content);
   }
@@ -84,12 +65,12 @@ TEST_P(DeviceEngine, EightAtOnceGiveTheCpusTokens) {
   EngineHouse host(Eight());
   const auto gpu = OnGpu(GetParam());
   std::vector<ReplyPtr> replies;
-  for (const GenerateRequest& r : EveryKind()) {
+  for (const GenerateRequest& r : testing::KindsOfSampling()) {
     // Some come while others decode: tokens are chosen here and there by turns.
     if (replies.size() % 3 == 1) replies.back()->WaitForEvents(4);
     replies.push_back(gpu->Submit(r));
   }
-  const std::vector<GenerateRequest> asked = EveryKind();
+  const std::vector<GenerateRequest> asked = testing::KindsOfSampling();
   for (size_t i = 0; i < replies.size(); ++i) {
     replies[i]->Wait();
     EXPECT_TRUE(replies[i]->last.error.ok()) << replies[i]->last.error;

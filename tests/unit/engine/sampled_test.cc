@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "tests/unit/engine/engine_fixture.h"
+#include "tests/unit/engine/kinds_of_sampling.h"
 #include "tests/unit/engine/scripted_decoder.h"
 
 namespace conclave {
@@ -40,36 +41,16 @@ GenerateRequest Endless(int32_t tokens = 1500) {
   return request;
 }
 
-// One of each kind of sampling.
-std::vector<GenerateRequest> Mixed() {
-  std::vector<GenerateRequest> out;
-  for (uint64_t i = 0; i < 8; ++i) {
-    GenerateRequest r = Endless(24 + static_cast<int32_t>(i) * 5);
-    r.prompt = FindGolden(i % 2 == 0 ? "story" : "len65").ids;
-    SamplingParams& s = r.sampling;
-    s.temperature = i < 2 ? 0 : 0.5 + 0.2 * static_cast<double>(i);
-    s.seed = i;
-    if (i == 1) s.repetition_penalty = 1.3;
-    if (i == 3) s.top_k = 20;
-    if (i == 4) s.top_p = 0.9;
-    if (i == 5) s.min_p = 0.05;
-    if (i == 6) s.presence_penalty = s.frequency_penalty = 0.4;
-    if (i == 7) s.top_k = 1;
-    out.push_back(std::move(r));
-  }
-  return out;
-}
-
 TEST(SampledSteps, GiveTheTokensThatTheHostGives) {
   EngineHouse host(Sequences(8));
   Script script;
   EngineHouse house(Sequences(8), nullptr, nullptr, Around(&script));
   std::vector<std::string> alone;
-  for (GenerateRequest& r : Mixed()) {
+  for (GenerateRequest& r : testing::KindsOfSampling()) {
     alone.push_back(host.Run(std::move(r))->content);
   }
   std::vector<ReplyPtr> replies;
-  for (GenerateRequest& r : Mixed()) {
+  for (GenerateRequest& r : testing::KindsOfSampling()) {
     // Some come while others decode: tokens are chosen by turns.
     if (replies.size() % 3 == 1) replies.back()->WaitForEvents(4);
     replies.push_back(house.Submit(std::move(r)));
