@@ -57,7 +57,7 @@ TEST_P(GpuAttention, DecodesBatches) {
 TEST_P(GpuAttention, DecodesShortContexts) {
   CONCLAVE_REQUIRE_GPU();
   std::vector<Part> parts;
-  for (int32_t i = 0; i < 150; ++i) parts.push_back({1, i % 63});
+  for (int32_t i = 0; i < 256; ++i) parts.push_back({1, i % 63});
   ExpectParity(parts, false);
   ExpectParity(parts, true);
   ExpectParity({{1, 0}}, false);

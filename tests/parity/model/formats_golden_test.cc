@@ -196,13 +196,16 @@ INSTANTIATE_TEST_SUITE_P(
                        ::testing::ValuesIn(kFormats)),
     CaseName);
 
-// Activations rounded to int8 where weights have 4 or 8 bits: small errors in
-// every logit, none that a token at the wrong expert would make.
+// Activations rounded, to int8 where weights have 4 or 8 bits, on a GPU to
+// bf16: small errors in every logit, none that a token at the wrong expert
+// would make; greedy tokens up to the first close call.
 class RoundedActivations
-    : public ::testing::TestWithParam<std::tuple<std::string, std::string>> {};
+    : public ::testing::TestWithParam<
+          std::tuple<testing::Form, std::string, std::string>> {};
 
 TEST_P(RoundedActivations, StayNearTheReference) {
-  const auto& [source, format] = GetParam();
+  const auto& [form, source, format] = GetParam();
+  CONCLAVE_REQUIRE_FORM(form);
   const auto model = OpenChecked(source, format);
   ASSERT_NE(model, nullptr);
   const testing::GoldenTensors golden =
@@ -212,7 +215,7 @@ TEST_P(RoundedActivations, StayNearTheReference) {
   const auto want = golden.Floats(prompt + ".logits");
   const size_t vocab = model->config().vocab_size;
   testing::SingleProcess process(
-      kernels::Backend::kCpu, {}, 2, *model, kernels::Activations::kInt8);
+      form.backend, {}, 2, *model, kernels::Activations::kInt8, form.gpu);
   auto sequence = process.runner->Open(0);
   const std::vector<float> got =
       LastLogits(*process.runner, &sequence, ids, want.size() / vocab);
@@ -222,19 +225,27 @@ TEST_P(RoundedActivations, StayNearTheReference) {
   std::cout << source << " " << format << ": relative error " << error << "\n";
   EXPECT_LE(error, kRoundedActivations);
   EXPECT_GT(error, 0);  // something was rounded
+  auto greedy = golden.Ints(prompt + ".greedy_ids");
+  greedy.resize(UntilCloseCall(golden.Floats(prompt + ".greedy_gap")));
+  const std::vector<float> last(got.end() - vocab, got.end());
+  EXPECT_EQ(FollowGreedy(*process.runner, sequence, last, greedy),
+            greedy.size());
 }
 
 INSTANTIATE_TEST_SUITE_P(
     Fast,
     RoundedActivations,
-    ::testing::Combine(::testing::Values("tiny", "random"),
+    ::testing::Combine(::testing::Values(testing::kFastForm),
+                       ::testing::Values("tiny", "random"),
                        ::testing::Values("gptq-int4", "mlx4", "mlx8")),
-    [](const auto& info) {
-      std::string name =
-          std::get<0>(info.param) + "_" + std::get<1>(info.param);
-      std::replace(name.begin(), name.end(), '-', '_');
-      return name;
-    });
+    CaseName);
+INSTANTIATE_TEST_SUITE_P(
+    OnDevice,
+    RoundedActivations,
+    ::testing::Combine(::testing::Values(testing::kGpuForm, testing::kTwinForm),
+                       ::testing::Values("tiny"),
+                       ::testing::Values("gptq-int4", "mlx4", "mlx8", "fp8")),
+    CaseName);
 
 // Against the model before it was quantised: these keep its greedy tokens up
 // to the first close call; of MLX with 4 bits the agreement is printed.
