@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -20,12 +21,15 @@ struct CudaDevice {
   int32_t compute_major = 0;
   int32_t compute_minor = 0;
   uint64_t memory_total_bytes = 0;
-  uint64_t memory_free_bytes = 0;
+  uint64_t memory_free_bytes = 0;  // where it was asked for
 };
 
 // The GPUs of this machine. Unimplemented: built without CUDA. Unavailable: no
-// driver, one that is too old, or no device; the message says which.
-absl::StatusOr<std::vector<CudaDevice>> ListCudaDevices();
+// driver, one that is too old, or no device; the message says which. Free
+// memory is told of `free_of` alone: asking makes CUDA set up that device for
+// this process, which takes some hundred MB of it.
+absl::StatusOr<std::vector<CudaDevice>> ListCudaDevices(
+    std::optional<int32_t> free_of = std::nullopt);
 
 // Sums `bytes` of device memory with a plain grid-stride read, `repeats` times;
 // the median, in bytes per second: the roofline that other figures are held

@@ -53,7 +53,7 @@ absl::StatusOr<BackendChoice> ChooseBackend(const BackendWish& wish,
                      wish.backend,
                      "': auto, cuda, cpu or cpu-plain"));
   }
-  const auto gpus = list();
+  const auto gpus = list(wish.gpu);
   if (!gpus.ok()) {
     if (!must) return OnCpu(std::string(gpus.status().message()));
     return absl::Status(

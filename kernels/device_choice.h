@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -12,7 +13,9 @@
 
 namespace conclave::kernels {
 
-using ListGpusFn = std::function<absl::StatusOr<std::vector<CudaDevice>>()>;
+// kernels/device.h : ListCudaDevices, or what a test says.
+using ListGpusFn = std::function<absl::StatusOr<std::vector<CudaDevice>>(
+    std::optional<int32_t> free_of)>;
 
 // What a user asked for, and by which names errors tell it.
 struct BackendWish {

@@ -57,7 +57,7 @@ absl::StatusOr<std::unique_ptr<ExpertDevice>> ExpertDevice::Create(
   }
   const auto memory = [gpu]() -> absl::StatusOr<MemoryState> {
     ASSIGN_OR_RETURN(const std::vector<kernels::CudaDevice> gpus,
-                     kernels::ListCudaDevices());
+                     kernels::ListCudaDevices(gpu));
     const kernels::CudaDevice& one = gpus.at(static_cast<size_t>(gpu));
     return MemoryState{.total_bytes = one.memory_total_bytes,
                        .free_bytes = one.memory_free_bytes};

@@ -177,7 +177,8 @@ absl::Status Deployment::Impl::PlanHost(const Options& options) {
 
 absl::Status Deployment::Impl::PlanGpu(const Options& options) {
   const int32_t number = config.coordinator().gpu();
-  ASSIGN_OR_RETURN(const std::vector<kernels::CudaDevice> gpus, options.gpus());
+  ASSIGN_OR_RETURN(const std::vector<kernels::CudaDevice> gpus,
+                   options.gpus(number));
   ASSIGN_OR_RETURN(gpu, GpuName(gpus, number));
   v1::Limits& bounds = *config.mutable_limits();
   if (bounds.step_tokens() == 0)

@@ -8,7 +8,8 @@
 namespace conclave::kernels {
 using cuda::ToStatus;
 
-absl::StatusOr<std::vector<CudaDevice>> ListCudaDevices() {
+absl::StatusOr<std::vector<CudaDevice>> ListCudaDevices(
+    std::optional<int32_t> free_of) {
   int count = 0;
   absl::Status status = ToStatus(cudaGetDeviceCount(&count), "listing devices");
   if (!status.ok()) return status;
@@ -18,11 +19,13 @@ absl::StatusOr<std::vector<CudaDevice>> ListCudaDevices() {
     status = ToStatus(cudaGetDeviceProperties(&properties, i), "properties");
     if (!status.ok()) return status;
     size_t free_bytes = 0;
-    size_t total_bytes = 0;
-    status = ToStatus(cudaSetDevice(i), "choosing a device");
-    if (!status.ok()) return status;
-    status = ToStatus(cudaMemGetInfo(&free_bytes, &total_bytes), "memory");
-    if (!status.ok()) return status;
+    size_t total_bytes = properties.totalGlobalMem;
+    if (free_of == i) {
+      status = ToStatus(cudaSetDevice(i), "choosing a device");
+      if (!status.ok()) return status;
+      status = ToStatus(cudaMemGetInfo(&free_bytes, &total_bytes), "memory");
+      if (!status.ok()) return status;
+    }
     out.push_back({.name = properties.name,
                    .compute_major = properties.major,
                    .compute_minor = properties.minor,

@@ -26,7 +26,10 @@ constexpr size_t kAlign = 256;
 
 }  // namespace
 
-absl::StatusOr<std::vector<CudaDevice>> ListCudaDevices() { return NotBuilt(); }
+absl::StatusOr<std::vector<CudaDevice>> ListCudaDevices(
+    std::optional<int32_t>) {
+  return NotBuilt();
+}
 
 absl::StatusOr<double> MeasureReadBandwidth(int32_t, uint64_t, int32_t) {
   return NotBuilt();

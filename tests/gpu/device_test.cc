@@ -10,14 +10,18 @@ namespace {
 
 TEST(CudaDevice, IsListedWithItsMemory) {
   CONCLAVE_REQUIRE_GPU();
-  const auto devices = ListCudaDevices();
+  const auto devices = ListCudaDevices(0);
   ASSERT_TRUE(devices.ok()) << devices.status();
   for (const CudaDevice& device : *devices) {
     EXPECT_FALSE(device.name.empty());
     EXPECT_GE(device.compute_major, 8);
-    EXPECT_GT(device.memory_free_bytes, 0u);
+    EXPECT_GT(device.memory_total_bytes, 0u);
     EXPECT_LE(device.memory_free_bytes, device.memory_total_bytes);
   }
+  EXPECT_GT((*devices)[0].memory_free_bytes, 0u);
+  const auto unasked = ListCudaDevices();
+  ASSERT_TRUE(unasked.ok()) << unasked.status();
+  EXPECT_EQ((*unasked)[0].memory_free_bytes, 0u);
 }
 
 TEST(CudaDevice, ReadsItsMemory) {

@@ -30,7 +30,7 @@ v1::Limits Room(int32_t sequences) {
 }
 
 uint64_t FreeOnGpu() {
-  const auto devices = kernels::ListCudaDevices();
+  const auto devices = kernels::ListCudaDevices(0);
   return devices.ok() ? (*devices)[0].memory_free_bytes : 0;
 }
 

@@ -25,7 +25,7 @@ v1::ClusterConfig Parse(const std::string& yaml) {
 constexpr char kWorkers[] =
     "\nworkers:\n  - name: w0\n    address: 127.0.0.1:7000\n";
 
-absl::StatusOr<std::vector<CudaDevice>> TwoGpus() {
+absl::StatusOr<std::vector<CudaDevice>> TwoGpus(std::optional<int32_t>) {
   return std::vector<CudaDevice>{{.name = "H100",
                                   .compute_major = 9,
                                   .compute_minor = 0,
@@ -38,13 +38,13 @@ absl::StatusOr<std::vector<CudaDevice>> TwoGpus() {
                                   .memory_free_bytes = 15'000'000'000}};
 }
 
-absl::StatusOr<std::vector<CudaDevice>> NoDriver() {
+absl::StatusOr<std::vector<CudaDevice>> NoDriver(std::optional<int32_t>) {
   return absl::UnavailableError("CUDA: listing devices: no driver");
 }
 
-absl::StatusOr<std::vector<CudaDevice>> NotAsked() {
+absl::StatusOr<std::vector<CudaDevice>> NotAsked(std::optional<int32_t>) {
   ADD_FAILURE() << "no GPU comes into question";
-  return NoDriver();
+  return NoDriver({});
 }
 
 TEST(BackendChoice, AutoTakesTheGpu) {
