@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels/device_choice.h"
 
+#include <algorithm>
 #include <iterator>
 
 #include "absl/strings/str_cat.h"
@@ -14,6 +15,12 @@ namespace {
 constexpr int32_t kComputeMajorMin = 8;
 
 }  // namespace
+
+uint64_t DeviceReserve(uint64_t total_bytes) {
+  constexpr uint64_t kMax = 1'500'000'000;
+  constexpr uint64_t kShare = 50;
+  return std::min(kMax, total_bytes / kShare);
+}
 
 BackendChoice OnCpu(const std::string& why) {
   return {.backend = Backend::kCpu,

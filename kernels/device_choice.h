@@ -38,6 +38,10 @@ struct BackendChoice {
 absl::StatusOr<BackendChoice> ChooseBackend(const BackendWish& wish,
                                             const ListGpusFn& list);
 
+// Of a device's memory, kept free for recorded steps, rounded allocations and
+// CUDA itself.
+uint64_t DeviceReserve(uint64_t total_bytes);
+
 BackendChoice OnCpu(const std::string& why);
 
 // "GPU 0 (NVIDIA H200)"; InvalidArgument, beginning with `asked_by`, names

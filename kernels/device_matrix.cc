@@ -11,8 +11,6 @@
 namespace conclave::kernels {
 namespace {
 
-constexpr int32_t kTileRows = 16;
-constexpr int32_t kUnitCols = 64;
 constexpr int32_t kFp8Cols = 128;  // of a scale
 
 absl::StatusOr<DeviceFormat> FormatOf(const WeightLayout& layout) {
@@ -21,7 +19,7 @@ absl::StatusOr<DeviceFormat> FormatOf(const WeightLayout& layout) {
     case DType::kBF16:
       return DeviceFormat::kBf16;
     case DType::kF8E4M3:
-      if (layout.group % kTileRows != 0) break;
+      if (layout.group % kMatrixTileRows != 0) break;
       return DeviceFormat::kFp8;
     case DType::kU32:
       if (layout.group % 32 != 0) break;
@@ -48,7 +46,7 @@ absl::StatusOr<DeviceFormat> FormatOf(const WeightLayout& layout) {
 }
 
 uint64_t UnitBytesOf(DeviceFormat format) {
-  constexpr uint64_t kCodes = uint64_t{kTileRows} * kUnitCols;
+  constexpr uint64_t kCodes = uint64_t{kMatrixTileRows} * kMatrixUnitCols;
   switch (format) {
     case DeviceFormat::kBf16:
       return kCodes * 2;
@@ -71,11 +69,11 @@ uint64_t DataBytes(const DeviceMatrix& m) {
 
 uint64_t ScaleBytes(const DeviceMatrix& m) {
   if (m.format == DeviceFormat::kBf16) return 0;
-  const uint64_t groups = (m.units * kUnitCols + m.group - 1) / m.group;
+  const uint64_t groups = (m.units * kMatrixUnitCols + m.group - 1) / m.group;
   const uint64_t lines = groups * m.tiles * m.stack;
   if (m.format == DeviceFormat::kFp8) return lines * sizeof(uint16_t);
   const uint64_t numbers = m.format == DeviceFormat::kGptq4 ? 1 : 2;
-  return lines * kTileRows * sizeof(uint16_t) * numbers;
+  return lines * kMatrixTileRows * sizeof(uint16_t) * numbers;
 }
 
 // Everything but the memory.
@@ -88,7 +86,7 @@ absl::StatusOr<DeviceMatrix> Shape(const MatrixPlan& plan) {
   ASSIGN_OR_RETURN(out.format, FormatOf(first));
   out.group = first.dtype == DType::kU32      ? first.group
               : first.dtype == DType::kF8E4M3 ? kFp8Cols
-                                              : kUnitCols;
+                                              : kMatrixUnitCols;
   for (const WeightLayout& part : plan.parts) {
     ASSIGN_OR_RETURN(const DeviceFormat format, FormatOf(part));
     if (part.cols != first.cols ||
@@ -103,10 +101,10 @@ absl::StatusOr<DeviceMatrix> Shape(const MatrixPlan& plan) {
     out.out_cols += static_cast<int32_t>(part.rows);
   }
   // Scales of more than two units come again and again.
-  constexpr int32_t kGroupMax = 2 * kUnitCols;
+  constexpr int32_t kGroupMax = 2 * kMatrixUnitCols;
   out.group = std::min(out.group, kGroupMax);
   out.cols = static_cast<int32_t>(first.cols);
-  out.units = (out.cols + kUnitCols - 1) / kUnitCols;
+  out.units = (out.cols + kMatrixUnitCols - 1) / kMatrixUnitCols;
   out.stack = plan.stack;
   if (plan.row_width > 0) out.out_cols = plan.row_width;
   out.data_bytes = DataBytes(out);
@@ -141,8 +139,8 @@ std::vector<TilePlace> PlacesOf(const MatrixPlan& plan, const DeviceMatrix& m) {
   int32_t column = plan.first_column;
   for (const WeightLayout& part : plan.parts) {
     const auto rows = static_cast<int32_t>(part.rows);
-    for (int32_t row = 0; row < rows; row += kTileRows) {
-      out.push_back({column + row, std::min(rows - row, kTileRows)});
+    for (int32_t row = 0; row < rows; row += kMatrixTileRows) {
+      out.push_back({column + row, std::min(rows - row, kMatrixTileRows)});
     }
     column += rows;
   }

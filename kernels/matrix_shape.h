@@ -9,6 +9,10 @@
 
 namespace conclave::kernels {
 
+// Of a tile.
+inline constexpr int32_t kMatrixTileRows = 16;
+inline constexpr int32_t kMatrixUnitCols = 64;
+
 // Where a tile's rows go in an output row, and how many there are.
 struct TilePlace {
   int32_t first = 0;

@@ -9,6 +9,7 @@
 #include "common/limits.h"
 #include "common/status_macros.h"
 #include "kernels/device.h"
+#include "kernels/device_choice.h"
 #include "kernels/device_pairs.h"
 #include "kernels/expert_stack.h"
 
@@ -22,9 +23,6 @@ static_assert(ExpertDevice::kPairsMax >= limits::kExpertsMax);
 
 constexpr int32_t kUnitCols = 64;  // columns are filled up to a multiple
 constexpr int32_t kExactGroup = 8;
-// What allocations are rounded up by, and CUDA's own.
-constexpr uint64_t kReserveMax = 1'500'000'000;
-constexpr uint64_t kReserveShare = 50;
 
 size_t Padded(int32_t cols) {
   return static_cast<size_t>((cols + kUnitCols - 1) / kUnitCols * kUnitCols);
@@ -164,8 +162,7 @@ absl::Status ExpertDevice::CheckFits(uint64_t needed,
       have += b->bytes();
     }
   }
-  const uint64_t reserve =
-      std::min(kReserveMax, memory.total_bytes / kReserveShare);
+  const uint64_t reserve = kernels::DeviceReserve(memory.total_bytes);
   const uint64_t all = needed + buffers + reserve;
   const uint64_t free = memory.free_bytes + held + have;
   if (all <= free) return absl::OkStatus();

@@ -1,19 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "coordinator/cli/gpu_fit.h"
 
-#include <algorithm>
-
 #include "absl/strings/str_cat.h"
 #include "coordinator/engine.h"
+#include "kernels/device_choice.h"
 
 namespace conclave::cli {
-namespace {
-
-// Recorded steps, and that allocations are rounded up.
-constexpr uint64_t kReserveMax = 1'500'000'000;
-constexpr uint64_t kReserveShare = 50;
-
-}  // namespace
 
 absl::StatusOr<model::StateSizes> FitOnGpu(
     const model::DeviceNeeds& needs,
@@ -21,8 +13,7 @@ absl::StatusOr<model::StateSizes> FitOnGpu(
     const checkpoint::ModelConfig& config,
     const std::string& gpu,
     const MemoryState& memory) {
-  const uint64_t reserve =
-      std::min(kReserveMax, memory.total_bytes / kReserveShare);
+  const uint64_t reserve = kernels::DeviceReserve(memory.total_bytes);
   const auto slots =
       static_cast<uint64_t>(CachesFor(limits, config, {}).state_slots);
   const uint64_t states =

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
 #include <iterator>
 #include <string>
 #include <utility>
@@ -10,6 +11,7 @@
 #include "coordinator/model/device_decoder.h"
 #include "coordinator/model/host_decoder.h"
 #include "kernels/device.h"
+#include "kernels/device_choice.h"
 
 namespace conclave::model {
 namespace {
@@ -23,7 +25,7 @@ absl::StatusOr<std::string> NameOf(int32_t gpu) {
     return absl::UnavailableError(
         absl::StrCat("no GPU ", gpu, "; this machine has ", devices.size()));
   }
-  return absl::StrCat("GPU ", gpu, " (", devices[gpu].name, ")");
+  return kernels::GpuName(devices, gpu, "gpu:");
 }
 
 absl::StatusOr<std::unique_ptr<Decoder>> CreateOnDevice(
@@ -39,6 +41,10 @@ absl::StatusOr<std::unique_ptr<Decoder>> CreateOnDevice(
   if (experts != nullptr) {
     here = place.routed_here;
     here.resize(checkpoint.config().full_attention.size());
+    // Nothing is elsewhere: steps are recorded.
+    if (std::find(here.begin(), here.end(), false) == here.end()) {
+      experts = nullptr;
+    }
   }
   ASSIGN_OR_RETURN(
       DeviceWeights weights,

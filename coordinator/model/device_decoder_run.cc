@@ -42,29 +42,9 @@ absl::Status DeviceDecoder::Impl::Show(Probe* probe,
 absl::Status DeviceDecoder::Impl::ShowRouting(
     Probe* probe, int32_t layer, const kernels::DeviceEntries& entries) {
   if (probe == nullptr) return absl::OkStatus();
-  const auto all = static_cast<size_t>(entries.rows) * entries.per_row;
-  std::vector<int32_t> expert(all);
-  std::vector<float> weight(all);
-  RETURN_IF_ERROR(
-      queue->Download(entries.expert, all * sizeof(int32_t), expert.data()));
-  RETURN_IF_ERROR(
-      queue->Download(entries.weight, all * sizeof(float), weight.data()));
-  // The last of a row is the shared expert, which the router does not choose.
-  const int32_t top_k = entries.per_row - 1;
-  for (int32_t r = 0; r < entries.rows; ++r) {
-    std::copy_n(&expert[static_cast<size_t>(r) * entries.per_row],
-                top_k,
-                &expert[static_cast<size_t>(r) * top_k]);
-    std::copy_n(&weight[static_cast<size_t>(r) * entries.per_row],
-                top_k,
-                &weight[static_cast<size_t>(r) * top_k]);
-  }
-  const size_t chosen = static_cast<size_t>(entries.rows) * top_k;
-  probe->Routed(layer,
-                {.rows = entries.rows,
-                 .top_k = top_k,
-                 .expert = std::span(expert).first(chosen),
-                 .weight = std::span(weight).first(chosen)});
+  ReadChoices choices;
+  RETURN_IF_ERROR(choices.Read(queue.get(), entries));
+  probe->Routed(layer, choices.routing());
   return absl::OkStatus();
 }
 

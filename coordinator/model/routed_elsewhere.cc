@@ -24,6 +24,29 @@ enum Array : int32_t {
 
 }  // namespace
 
+absl::Status ReadChoices::Read(DeviceQueue* queue,
+                               const DeviceEntries& entries) {
+  rows = entries.rows;
+  top_k = entries.per_row - 1;  // the last of a row is the shared expert
+  const size_t all = static_cast<size_t>(rows) * entries.per_row;
+  expert.resize(all);
+  weight.resize(all);
+  shared.resize(static_cast<size_t>(rows));
+  RETURN_IF_ERROR(
+      queue->Download(entries.expert, all * sizeof(int32_t), expert.data()));
+  RETURN_IF_ERROR(
+      queue->Download(entries.weight, all * sizeof(float), weight.data()));
+  for (size_t r = 0; r < shared.size(); ++r) {
+    const size_t from = r * entries.per_row, to = r * top_k;
+    shared[r] = weight[from + top_k];
+    std::copy_n(&expert[from], top_k, &expert[to]);
+    std::copy_n(&weight[from], top_k, &weight[to]);
+  }
+  expert.resize(shared.size() * top_k);
+  weight.resize(shared.size() * top_k);
+  return absl::OkStatus();
+}
+
 absl::StatusOr<RoutedElsewhere> RoutedElsewhere::Create(
     DeviceQueue* queue,
     experts::Experts* experts,
@@ -80,31 +103,11 @@ absl::Status RoutedElsewhere::BeginStep(const DeviceEntries& all) {
 absl::Status RoutedElsewhere::Start(LayerId layer,
                                     const DeviceEntries& all,
                                     std::span<const float> x) {
-  const auto rows = static_cast<size_t>(all.rows);
-  const auto per_row = static_cast<size_t>(all.per_row);
-  const size_t top_k = per_row - 1;
-  chosen_.resize(rows * per_row);
-  weights_.resize(rows * per_row);
-  RETURN_IF_ERROR(queue_->Download(
-      all.expert, chosen_.size() * sizeof(int32_t), chosen_.data()));
-  RETURN_IF_ERROR(queue_->Download(
-      all.weight, weights_.size() * sizeof(float), weights_.data()));
-  expert_.resize(rows * top_k);
-  weight_.resize(rows * top_k);
-  own_.resize(rows);
-  for (size_t r = 0; r < rows; ++r) {
-    std::copy_n(&chosen_[r * per_row], top_k, &expert_[r * top_k]);
-    std::copy_n(&weights_[r * per_row], top_k, &weight_[r * top_k]);
-    own_[r] = weights_[r * per_row + top_k];
-  }
-  RETURN_IF_ERROR(
-      queue_->Upload(own_.data(), rows * sizeof(float), shared_.weight));
-  const auto ticket = experts_->Start(layer,
-                                      x,
-                                      {.rows = all.rows,
-                                       .top_k = static_cast<int32_t>(top_k),
-                                       .expert = expert_,
-                                       .weight = weight_});
+  RETURN_IF_ERROR(choices_.Read(queue_, all));
+  RETURN_IF_ERROR(queue_->Upload(choices_.shared.data(),
+                                 choices_.shared.size() * sizeof(float),
+                                 shared_.weight));
+  const auto ticket = experts_->Start(layer, x, choices_.routing());
   if (!ticket.ok()) return failure_ = ticket.status();
   ticket_ = *ticket;
   return absl::OkStatus();

@@ -15,6 +15,21 @@
 
 namespace conclave::model {
 
+// What a device's router chose, on the host.
+struct ReadChoices {
+  int32_t rows = 0, top_k = 0;
+  std::vector<int32_t> expert;  // [rows, top_k], without the shared expert
+  std::vector<float> weight;    // likewise
+  std::vector<float> shared;    // [rows], the shared expert's weights
+
+  // Waits for the device.
+  absl::Status Read(kernels::DeviceQueue* queue,
+                    const kernels::DeviceEntries& entries);
+  experts::Routing routing() const {
+    return {.rows = rows, .top_k = top_k, .expert = expert, .weight = weight};
+  }
+};
+
 // Between a decoder on a device and routed experts that others hold: a layer's
 // choices come to the host, rows go out, sums come back to the device. The
 // shared expert stays there. Used by the decoder's thread.
@@ -56,8 +71,7 @@ class RoutedElsewhere {
   absl::Status failure_;
 
   experts::Ticket ticket_;
-  std::vector<int32_t> chosen_, expert_;       // with, without the shared one
-  std::vector<float> weights_, weight_, own_;  // likewise; the shared one's
+  ReadChoices choices_;
   std::vector<float> sum_;
 };
 

@@ -13,8 +13,6 @@
 namespace conclave::kernels {
 namespace {
 
-constexpr int64_t kTileRows = 16;
-
 // Number `i` of a seed: 64 random bits.
 uint64_t Bits(uint64_t seed, uint64_t i) {
   uint64_t x = seed * 0x9e3779b97f4a7c15u + i * 0xbf58476d1ce4e5b9u;
@@ -34,8 +32,8 @@ absl::StatusOr<DeviceMatrix> MakeMatrix(DeviceQueue* queue,
                                         const MatrixPlan& plan,
                                         const std::string& what) {
   ASSIGN_OR_RETURN(DeviceMatrix out, ShapeOf(plan, what));
-  const size_t floats = static_cast<size_t>(out.stack) * out.tiles * kTileRows *
-                        static_cast<size_t>(out.cols);
+  const size_t floats = static_cast<size_t>(out.stack) * out.tiles *
+                        kMatrixTileRows * static_cast<size_t>(out.cols);
   ASSIGN_OR_RETURN(out.data, queue->Allocate(floats * sizeof(float), what));
   RETURN_IF_ERROR(queue->Fill(out.data, 0));
   const std::vector<TilePlace> places = PlacesOf(plan, out);
@@ -57,11 +55,12 @@ absl::Status MatrixLoader::Load(const WeightView& weight,
     for (int32_t i = 0; i < part; ++i) first += TilesOf(plan.parts[i].rows);
   }
   const int64_t step = plan.interleaved ? 2 : 1;
-  float* base = to->data.as<float>() +
-                int64_t{index} * to->tiles * kTileRows * int64_t{to->cols};
+  float* base = to->data.as<float>() + int64_t{index} * to->tiles *
+                                           kMatrixTileRows * int64_t{to->cols};
   for (int64_t row = 0; row < weight.rows; ++row) {
     const int64_t line =
-        (first + row / kTileRows * step) * kTileRows + row % kTileRows;
+        (first + row / kMatrixTileRows * step) * kMatrixTileRows +
+        row % kMatrixTileRows;
     DecodeRow(weight, row, {base + line * to->cols, size_t(to->cols)});
   }
   return absl::OkStatus();

@@ -15,8 +15,6 @@ namespace {
 using host::RowArray;
 using host::StreamOf;
 
-constexpr int32_t kTileRows = 16;
-constexpr int32_t kUnitCols = 64;
 constexpr int32_t kGroupRows = 8;
 
 // What a recorded step needs of a matrix: the memory stays where it is.
@@ -26,12 +24,12 @@ struct Matrix {
         places(m.places.as<TilePlace>()),
         tiles(m.tiles),
         cols(m.cols),
-        stride(m.units * kUnitCols),
+        stride(m.units * kMatrixUnitCols),
         out_cols(m.out_cols) {}
 
   // Rows of one of the stack.
   WeightView View(int64_t index) const {
-    const int64_t rows = int64_t{tiles} * kTileRows;
+    const int64_t rows = int64_t{tiles} * kMatrixTileRows;
     return {.data = data + index * rows * cols,
             .dtype = DType::kF32,
             .rows = rows,
@@ -51,7 +49,7 @@ std::vector<float> Products(const Context& context,
                             const std::vector<float>& x,
                             int64_t rows) {
   const Workspace::Scope scope(context.workspace);
-  std::vector<float> out(static_cast<size_t>(rows) * m.tiles * kTileRows);
+  std::vector<float> out(static_cast<size_t>(rows) * m.tiles * kMatrixTileRows);
   fast::MatMul(context, x, rows, m.View(index), out);
   return out;
 }
@@ -62,7 +60,7 @@ void Scatter(const Matrix& m, const float* products, const To& to) {
   for (int32_t tile = 0; tile < m.tiles; ++tile) {
     const TilePlace& place = m.places[tile];
     for (int32_t i = 0; i < place.count; ++i) {
-      to(place.first + i, products[tile * kTileRows + i]);
+      to(place.first + i, products[tile * kMatrixTileRows + i]);
     }
   }
 }
@@ -87,13 +85,15 @@ void GateUp(const Context& context,
   }
   const auto out = Products(context, m, index, in, group.count);
   for (int32_t i = 0; i < group.count; ++i) {
-    const float* line = &out[size_t(i) * m.tiles * kTileRows];
-    std::vector<float> values(static_cast<size_t>(m.tiles / 2) * kTileRows);
+    const float* line = &out[size_t(i) * m.tiles * kMatrixTileRows];
+    std::vector<float> values(static_cast<size_t>(m.tiles / 2) *
+                              kMatrixTileRows);
     // Tiles of gate and up in turn.
     for (int32_t tile = 0; tile < m.tiles; tile += 2) {
-      for (int32_t r = 0; r < kTileRows; ++r) {
-        const float* gate = line + tile * kTileRows + r;
-        values[tile / 2 * kTileRows + r] = Silu(*gate) * gate[kTileRows];
+      for (int32_t r = 0; r < kMatrixTileRows; ++r) {
+        const float* gate = line + tile * kMatrixTileRows + r;
+        values[tile / 2 * kMatrixTileRows + r] =
+            Silu(*gate) * gate[kMatrixTileRows];
       }
     }
     hidden.SetRow(group.first + i, values);
@@ -114,7 +114,7 @@ void Down(const Context& context,
   for (int32_t i = 0; i < group.count; ++i) {
     float* to = y + int64_t{group.first + i} * m.out_cols;
     Scatter(m,
-            &out[size_t(i) * m.tiles * kTileRows],
+            &out[size_t(i) * m.tiles * kMatrixTileRows],
             [&](int32_t column, float value) { to[column] = value; });
   }
 }
@@ -149,7 +149,7 @@ absl::Status DeviceProduct(DeviceQueue* queue,
     for (int32_t r = 0; r < rows; ++r) {
       float* to = out + int64_t{r} * m.out_cols;
       Scatter(m,
-              &products[size_t(r) * m.tiles * kTileRows],
+              &products[size_t(r) * m.tiles * kMatrixTileRows],
               [&](int32_t column, float value) { to[column] = value; });
     }
   });

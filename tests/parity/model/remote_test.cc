@@ -239,13 +239,17 @@ TEST_P(TwoWorkers, WholeLayersHere) {
               {true, true, false, true, false, false, true, false});
   EXPECT_GT(some.runner->decoder().expert_bytes(), 0u);
   EXPECT_EQ(none.runner->decoder().expert_bytes(), 0u);
+  Remote all(
+      Workers({1, 1}), GetParam(), DType::kF32, std::vector<bool>(8, true));
   const auto want = AllLogits(none.runner.get());
-  const auto got = AllLogits(some.runner.get());
-  ASSERT_EQ(got.size(), want.size());
-  for (size_t i = 0; i < got.size(); ++i) {
-    EXPECT_LT(
-        testing::RelativeError(got[i].data(), want[i].data(), got[i].size()),
-        1e-5);
+  for (const Remote* one : {&some, &all}) {
+    const auto got = AllLogits(one->runner.get());
+    ASSERT_EQ(got.size(), want.size());
+    for (size_t i = 0; i < got.size(); ++i) {
+      EXPECT_LT(
+          testing::RelativeError(got[i].data(), want[i].data(), got[i].size()),
+          1e-5);
+    }
   }
 }
 
