@@ -13,13 +13,13 @@ using kernels::DeviceQueue;
 namespace {
 
 // Arrays of shared_, [rows_max] each but the groups, [rows_max, 4], and their
-// count.
+// count. Groups, which are read 16 bytes at a time, come first.
 enum Array : int32_t {
-  kOrder,
+  kGroups,
+  kOrder = kGroups + 4,
   kExpert,
   kWeight,
-  kGroups,
-  kCount = kGroups + 4
+  kCount
 };
 
 }  // namespace

@@ -22,8 +22,9 @@ using ::testing::HasSubstr;
 
 constexpr double kExactError = 1e-5;
 // x, hidden and, where there are many rows, weights are bf16: of a row, whose
-// sums may cancel, and of a frame. Another row's sums would be off by 1.
-constexpr double kBf16Row = 3e-2;
+// sums may cancel (the worst of 300 rows of 3-bit weights is off by 0.032), and
+// of a frame. Another row's sums would be off by 1.
+constexpr double kBf16Row = 5e-2;
 constexpr double kBf16Error = 1e-2;
 
 struct Case {
