@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Adds the parts of a context: a block per row and query head.
+// Adds the parts of a context: a block per row and half of a query head.
 #include <math_constants.h>
 
 #include "kernels/cuda/attention_job.cuh"
@@ -8,8 +8,9 @@
 namespace conclave::kernels::cuda::attention {
 namespace {
 
-constexpr int kQuads = kHeadDim / 4;         // float4 of a head
-constexpr int kColumns = kThreads / kQuads;  // that share the parts
+constexpr int kHalves = 2;
+constexpr int kQuads = kHeadDim / 4 / kHalves;  // float4 of a block
+constexpr int kColumns = kThreads / kQuads;     // that share the parts
 constexpr int kAhead = 8;  // parts of a thread that are on their way
 static_assert(kSplitsMax <= kThreads);
 
@@ -22,12 +23,17 @@ __global__ void __launch_bounds__(kThreads)
   WaitForKernelBefore();
   const int thread = threadIdx.x;
   const int lane = thread % 32;
-  const int quad = thread % kQuads;
+  const int quad = blockIdx.y * kQuads + thread % kQuads;  // of the head
   const int column = thread / kQuads;
   const int32_t head = blockIdx.x % job.heads;
   const int32_t row = blockIdx.x / job.heads;
   const size_t part =
       PartialAt(job, row, head / job.ratio, 0, head % job.ratio);
+  float2 gate[2];
+  if (column == 0) {
+    gate[0] = GateOf(job, row, head, 4 * quad);
+    gate[1] = GateOf(job, row, head, 4 * quad + 2);
+  }
   if (thread < job.splits) {
     const float2 stats = reinterpret_cast<const float2*>(
         job.stats)[part + static_cast<size_t>(thread) * kGroupHeads];
@@ -76,28 +82,36 @@ __global__ void __launch_bounds__(kThreads)
       sum.w += factor[i] * one[i].w;
     }
   }
-  sums[column][quad] = sum;
+  sums[column][thread % kQuads] = sum;
   __syncthreads();
   if (column != 0) return;
 #pragma unroll
   for (int c = 1; c < kColumns; ++c) {
-    sum.x += sums[c][quad].x;
-    sum.y += sums[c][quad].y;
-    sum.z += sums[c][quad].z;
-    sum.w += sums[c][quad].w;
+    sum.x += sums[c][thread].x;
+    sum.y += sums[c][thread].y;
+    sum.z += sums[c][thread].z;
+    sum.w += sums[c][thread].w;
   }
   const float whole = 1.0f / total;
-  StoreGated(
-      job, row, head, 4 * quad, make_float2(sum.x * whole, sum.y * whole));
-  StoreGated(
-      job, row, head, 4 * quad + 2, make_float2(sum.z * whole, sum.w * whole));
+  StoreGated(job,
+             row,
+             head,
+             4 * quad,
+             gate[0],
+             make_float2(sum.x * whole, sum.y * whole));
+  StoreGated(job,
+             row,
+             head,
+             4 * quad + 2,
+             gate[1],
+             make_float2(sum.z * whole, sum.w * whole));
 }
 
 }  // namespace
 
 absl::Status LaunchCombine(DeviceQueue* queue, const AttentionJob& job) {
   Grid grid;
-  grid.blocks = dim3(job.step.rows * job.heads);
+  grid.blocks = dim3(job.step.rows * job.heads, kHalves);
   grid.threads = dim3(kThreads);
   return Launch(queue, "combining attention", Combine, grid, job);
 }

@@ -114,15 +114,22 @@ __device__ __forceinline__ uint32_t Pack(float low, float high) {
   }
 }
 
+__device__ __forceinline__ float2 GateOf(const AttentionJob& job,
+                                         int32_t row,
+                                         int32_t head,
+                                         int32_t dim) {
+  return *reinterpret_cast<const float2*>(
+      job.projected + static_cast<size_t>(row) * job.projected_stride +
+      (2 * head + 1) * kHeadDim + dim);
+}
+
 // y = value * sigmoid(gate) for two neighbouring dims.
 __device__ __forceinline__ void StoreGated(const AttentionJob& job,
                                            int32_t row,
                                            int32_t head,
                                            int32_t dim,
+                                           float2 gate,
                                            float2 value) {
-  const float2 gate = *reinterpret_cast<const float2*>(
-      job.projected + static_cast<size_t>(row) * job.projected_stride +
-      (2 * head + 1) * kHeadDim + dim);
   value.x *= 1.0f / (1.0f + expf(-gate.x));
   value.y *= 1.0f / (1.0f + expf(-gate.y));
   const size_t at =
@@ -134,6 +141,14 @@ __device__ __forceinline__ void StoreGated(const AttentionJob& job,
   } else {
     *reinterpret_cast<float2*>(static_cast<float*>(job.y) + at) = value;
   }
+}
+
+__device__ __forceinline__ void StoreGated(const AttentionJob& job,
+                                           int32_t row,
+                                           int32_t head,
+                                           int32_t dim,
+                                           float2 value) {
+  StoreGated(job, row, head, dim, GateOf(job, row, head, dim), value);
 }
 
 // Of head `head` of a group, or all heads for head 0.

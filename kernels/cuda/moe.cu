@@ -37,7 +37,7 @@ __device__ void SumPlanes(const Logits& logits,
                           int64_t row,
                           int experts,
                           float (&sums)[PerLane]) {
-  constexpr int kAhead = 2;
+  constexpr int kAhead = 3;
   const int lane = threadIdx.x % kLanes;
 #pragma unroll
   for (int i = 0; i < PerLane; ++i) {
@@ -146,6 +146,22 @@ __device__ void TopKOfAny(const Logits& logits,
   }
 }
 
+// One row, one warp: each choice is a group of its own, in no further order.
+__global__ void __launch_bounds__(kLanes)
+    ChooseForOne(Logits logits, DeviceEntries e) {
+  WaitForKernelBefore();
+  LetNextKernelBegin();
+  TopKOfAny(logits, e, 0);
+  __syncwarp();
+  const int lane = static_cast<int>(threadIdx.x);
+  for (int pair = lane; pair < e.per_row; pair += kLanes) {
+    reinterpret_cast<int4*>(e.groups)[pair] = {e.expert[pair], pair, 1, 0};
+    e.row[pair] = 0;
+    e.place[pair] = pair;
+  }
+  if (lane == 0) *e.group_count = e.per_row;
+}
+
 __global__ void Choose(Logits logits, DeviceEntries e) {
   WaitForKernelBefore();
   LetNextKernelBegin();
@@ -250,6 +266,14 @@ absl::Status DeviceRoute(DeviceQueue* queue,
                                                    entries.per_row - 1,
                                                    " of ",
                                                    entries.experts - 1));
+  }
+  if (entries.rows == 1) {
+    return cuda::Launch(queue,
+                        "routing a row",
+                        cuda::ChooseForOne,
+                        {.blocks = dim3(1), .threads = dim3(kLanes)},
+                        logits,
+                        entries);
   }
   // Few rows are routed and sorted by one block: a warp for every row, a thread
   // for every expert, and for each thread room for its numbers.

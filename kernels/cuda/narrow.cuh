@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include "kernels/cuda/narrow_shape.h"
 #include "kernels/cuda/narrow_warp.cuh"
 
 // Products with few rows: every byte of the weights passes once from memory
@@ -11,10 +12,11 @@ namespace conclave::kernels::cuda {
 
 inline constexpr int kWarpsMax = 4;  // of a block
 // Blocks of a multiprocessor, which their registers must leave room for.
-template <int N>
-inline constexpr int kBlocksOf = N == 1   ? 4
-                                 : N == 2 ? 3
-                                          : 2;
+template <DeviceFormat F, int R, int N>
+inline constexpr int kBlocksOf = N == 1 ? (R == 2 && F != DeviceFormat::kBf16
+                                               ? kSmallBlocks
+                                               : 4)
+                                        : (N == 2 ? 3 : 2);
 
 // Adds up what the warps have, in their order, and writes it.
 template <Use U, int R, int N>
@@ -60,7 +62,7 @@ __device__ __forceinline__ void Finish(const ProductArgs& p,
 // A block takes R tiles by 8 N rows, plane blockIdx.z of gridDim.z of the
 // columns.
 template <DeviceFormat F, Use U, int R, int N, bool WithLow>
-__global__ void __launch_bounds__(kWarpsMax* kLanes, kBlocksOf<N>)
+__global__ void __launch_bounds__(kWarpsMax* kLanes, kBlocksOf<F, R, N>)
     NarrowProduct(ProductArgs p) {
   extern __shared__ __align__(16) uint8_t shared[];
   using Work = Narrow<F, R, N, WithLow>;

@@ -135,8 +135,9 @@ struct Narrow {
                                       const RowPointers<N>& x,
                                       const RowPointers<N>& low) {
     const bool fine = kIsAffine<F> && ring.p.m.group_shift == 0;
-    uint4 rows[N][2], low_rows[N][2], next[N][2];
+    uint4 rows[N][2], low_rows[N][2], next[N][2], next_low[N][2];
     FetchRows(x, begin, rows);
+    if constexpr (WithLow) FetchRows(low, begin, low_rows);
     Sums<R, N> sums = {};
     int stage = 0;
 #pragma unroll 2
@@ -146,7 +147,7 @@ struct Narrow {
       CommitCopies();
       // The last one reads what it has again.
       FetchRows(x, min(unit + 1, end - 1), next);
-      if constexpr (WithLow) FetchRows(low, unit, low_rows);
+      if constexpr (WithLow) FetchRows(low, min(unit + 1, end - 1), next_low);
       WaitForCopies<kStages - 1>();
       // Scales were copied by other lanes.
       __syncwarp();
@@ -178,6 +179,10 @@ struct Narrow {
       for (int n = 0; n < N; ++n) {
         rows[n][0] = next[n][0];
         rows[n][1] = next[n][1];
+        if constexpr (WithLow) {
+          low_rows[n][0] = next_low[n][0];
+          low_rows[n][1] = next_low[n][1];
+        }
       }
       if (++stage == kStages) stage = 0;
     }

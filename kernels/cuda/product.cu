@@ -92,13 +92,16 @@ int32_t DevicePlanes(const DeviceQueue& queue,
                      int32_t rows,
                      bool bf16) {
   if (!bf16 || rows > kNarrowMax) return 1;
-  // As many blocks as fill the device some times over, each with a few units.
-  constexpr int32_t kTiles = 4, kUnits = 16;
-  const int32_t tiles = matrix.tiles < cuda::kFewTiles ? 1 : kTiles;
-  const int32_t blocks = (matrix.tiles + tiles - 1) / tiles;
-  const int32_t wanted =
-      (5 * queue.multiprocessors() / 2 + blocks - 1) / blocks;
-  return std::clamp(std::min(wanted, matrix.units / kUnits), 1, kPlanesMax);
+  constexpr int32_t kUnits = 8;  // of a part at least
+  const bool few = rows <= 8, some = rows <= 16;
+  const int32_t tiles = matrix.tiles < cuda::kFewTiles ? 1
+                        : few || !some                 ? 2
+                                                       : 4;
+  const int32_t resident = few ? cuda::kSmallBlocks : some ? 3 : 2;
+  return cuda::PartsOf(queue.multiprocessors(),
+                       resident,
+                       cuda::DivideUp(matrix.tiles, tiles),
+                       std::clamp(matrix.units / kUnits, 1, kPlanesMax));
 }
 
 absl::Status DeviceProduct(DeviceQueue* queue,

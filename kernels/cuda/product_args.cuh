@@ -52,8 +52,9 @@ __device__ __forceinline__ bool FindRows(const ProductArgs& p,
     out->count = min(group_rows, p.rows - out->first);
     return out->count > 0;
   } else {
-    if (index >= *p.group_count) return false;
-    const int4 group = p.groups[index];
+    // Both on their way at once: behind the last group there is room.
+    const int4 group = __ldcg(p.groups + index);
+    if (index >= __ldcg(p.group_count)) return false;
     const int expert = group.x - p.expert_first;
     if (expert < 0 || expert >= p.experts) return false;
     out->data = p.m.data + expert * p.m.data_stride;

@@ -11,8 +11,6 @@
 // Chooses the kernel of a product; included by the one file of each format.
 namespace conclave::kernels::cuda {
 
-inline int32_t DivideUp(int32_t a, int32_t b) { return (a + b - 1) / b; }
-
 // Fewer tiles than this are taken one by one.
 inline constexpr int32_t kFewTiles = 64;
 
@@ -55,6 +53,12 @@ absl::Status RunNarrow(DeviceQueue* queue,
     // Few tiles fill the device one by one only.
     if (args.m.tiles < kFewTiles) {
       return RunNarrow<F, U, 1, N, false>(queue, args, groups, planes);
+    }
+  }
+  if constexpr (N == 1 && R == 4) {
+    if (SmallBlocksFit(queue->multiprocessors(),
+                       int64_t{DivideUp(args.m.tiles, 2)} * groups * planes)) {
+      return RunNarrow<F, U, 2, N, false>(queue, args, groups, planes);
     }
   }
   return RunNarrow<F, U, R, N, false>(queue, args, groups, planes);

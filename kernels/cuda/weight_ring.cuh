@@ -10,8 +10,9 @@ namespace conclave::kernels::cuda {
 
 // Units of a warp that are on their way at a time: some 12 KiB.
 constexpr int RingOf(int unit_bytes) {
-  constexpr int kBytes = 12 << 10;
-  return kBytes / unit_bytes < 2 ? 2 : kBytes / unit_bytes;
+  constexpr int kBytes = 12 << 10, kUnitsMax = 8;
+  const int units = kBytes / unit_bytes;
+  return units < 2 ? 2 : units > kUnitsMax ? kUnitsMax : units;
 }
 
 // Bytes of the scales of one row pair (g, g + 8) and group; through the ring
