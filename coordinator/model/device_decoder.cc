@@ -64,6 +64,7 @@ absl::Status DeviceDecoder::Impl::Mix(size_t index,
                                        layer.gdn,
                                        m.gdn(index),
                                        step,
+                                       m.gdn_form(),
                                        m.projected(),
                                        m.scratch(),
                                        m.mixed()));

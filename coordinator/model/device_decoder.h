@@ -20,10 +20,10 @@ namespace conclave::model {
 // once per size and then replayed; others, and all where some experts are
 // elsewhere, are launched kernel by kernel. Rounding points, unless `exact`:
 // what products read is rounded to bf16 (the router: to twice as many bits),
-// keys, values and probabilities as kernels/device_attention.h says; the rest
-// is float32. Errors of the device name it; those that lose it are Internal,
-// and Health tells of them from then on. Errors of experts elsewhere come as
-// they are.
+// keys, values and probabilities as kernels/device_attention.h says, long
+// steps of GDN as kernels/device_gdn.h; the rest is float32. Errors of the
+// device name it; those that lose it are Internal, and Health tells of them
+// from then on. Errors of experts elsewhere come as they are.
 class DeviceDecoder final : public Decoder {
  public:
   struct Options {

@@ -151,12 +151,12 @@ absl::Status DeviceMemory::AllocateArrays(DeviceQueue* queue,
   const size_t wanted =
       std::max(filled, std::min(rows, kLogitBytes / row_bytes));
   wanted_max_ = static_cast<int32_t>(wanted);
-  const size_t scratch =
-      std::max(kernels::GdnScratchFloats(gdn_, static_cast<int32_t>(rows)),
-               kernels::AttentionScratchFloats(*queue,
-                                               attention_,
-                                               static_cast<int32_t>(rows),
-                                               static_cast<int32_t>(filled)));
+  const size_t scratch = std::max(
+      kernels::GdnScratchFloats(gdn_, gdn_form(), static_cast<int32_t>(rows)),
+      kernels::AttentionScratchFloats(*queue,
+                                      attention_,
+                                      static_cast<int32_t>(rows),
+                                      static_cast<int32_t>(filled)));
   const size_t groups = std::max(pairs / 8 + experts_ + 1,
                                  size_t{1});  // of kernels::GroupsMax at least
   // Few rows may come in planes.

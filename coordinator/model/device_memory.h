@@ -67,6 +67,9 @@ class DeviceMemory {
   kernels::DeviceGdnState gdn(size_t layer) const;
   const kernels::AttentionShape& attention() const { return attention_; }
   const kernels::GdnShape& gdn_shape() const { return gdn_; }
+  kernels::GdnForm gdn_form() const {
+    return exact_ ? kernels::GdnForm::kRecurrent : kernels::GdnForm::kChunked;
+  }
   // Of one slot of one layer.
   size_t conv_floats() const;
   size_t recurrent_floats() const;

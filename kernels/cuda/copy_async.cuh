@@ -15,6 +15,15 @@ __device__ __forceinline__ void CopyAsync16(void* to, const void* from) {
       "cp.async.cg.shared.global.L2::256B [%0], [%1], 16;" ::"r"(address),
       "l"(from));
 }
+// Zeros where `copies` is false; `from` is not read then.
+__device__ __forceinline__ void CopyAsync16OrZero(void* to,
+                                                  const void* from,
+                                                  bool copies) {
+  const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(to));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address),
+               "l"(from),
+               "r"(copies ? 16 : 0));
+}
 template <int Bytes>  // 4 or 8
 __device__ __forceinline__ void CopyAsync(void* to, const void* from) {
   const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(to));

@@ -1,13 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
-#include "kernels/cuda/gdn_cell.cuh"
+#include "kernels/cuda/gdn_chunk.cuh"
 
 namespace conclave::kernels {
 namespace {
 
 using cuda::gdn::kHeadDim;
 using cuda::gdn::kTaps;
+
+// Floats of a row after the convolution, with four gates of each head.
+size_t MixedFloats(const GdnShape& shape) {
+  return static_cast<size_t>(shape.channels() + 4 * shape.value_heads);
+}
+
+// Of a row of the inverse, and of the scores, of each head's windows.
+size_t WindowFloats(const GdnShape& shape) {
+  return static_cast<size_t>(shape.value_heads) * cuda::gdn::kWindow;
+}
 
 // Of a grid's second and third dimension.
 constexpr int32_t kGridLimit = 65535;
@@ -57,12 +67,14 @@ absl::Status DeviceGdn(DeviceQueue* queue,
                        const DeviceGdnWeights& weights,
                        const DeviceGdnState& state,
                        const DeviceStep& step,
+                       GdnForm form,
                        const float* projected,
                        float* scratch,
                        const DeviceRows& y) {
   RETURN_IF_ERROR(Check(shape, step));
-  const size_t mixed =
-      static_cast<size_t>(step.rows) * static_cast<size_t>(shape.channels());
+  const auto rows = static_cast<size_t>(step.rows);
+  const size_t mixed = rows * static_cast<size_t>(shape.channels());
+  float* const windows = scratch + rows * MixedFloats(shape);
   const cuda::gdn::Task task{
       .weights = weights,
       .state = state,
@@ -74,17 +86,23 @@ absl::Status DeviceGdn(DeviceQueue* queue,
       .value_heads = shape.value_heads,
       .eps = shape.eps,
       .mixed = scratch,
-      .gates = reinterpret_cast<float4*>(scratch + mixed)};
+      .gates = reinterpret_cast<float4*>(scratch + mixed),
+      .inverse = windows,
+      .scores = windows + rows * WindowFloats(shape)};
   if (step.rows_max == 1) return cuda::gdn::Decode(queue, task);
   RETURN_IF_ERROR(cuda::gdn::ConvolveRows(queue, task));
-  RETURN_IF_ERROR(cuda::gdn::RunRows(queue, task));
+  const bool chunked = form == GdnForm::kChunked &&
+                       step.rows_max >= kGdnChunkedRows &&
+                       cuda::gdn::CanRunChunks(*queue);
+  RETURN_IF_ERROR(chunked ? cuda::gdn::RunChunks(queue, task)
+                          : cuda::gdn::RunRows(queue, task));
   return cuda::gdn::NormRows(queue, task);
 }
 
-size_t GdnScratchFloats(const GdnShape& shape, int32_t rows) {
-  // The rows after the convolution and four gates of each head.
-  return static_cast<size_t>(rows) *
-         static_cast<size_t>(shape.channels() + 4 * shape.value_heads);
+size_t GdnScratchFloats(const GdnShape& shape, GdnForm form, int32_t rows) {
+  const size_t windows =
+      form == GdnForm::kChunked ? 2 * WindowFloats(shape) : 0;
+  return static_cast<size_t>(rows) * (MixedFloats(shape) + windows);
 }
 
 }  // namespace conclave::kernels

@@ -6,7 +6,8 @@
 #include "kernels/cuda/launch.cuh"
 #include "kernels/device_gdn.h"
 
-// What the two forms of Gated DeltaNet share. Both give the same bits, so
+// What the forms of Gated DeltaNet share. Two of them, for one row a sequence
+// and for rows one after the other, give the same bits, so
 // every sum here has one order: roundings are spelled out (__fmaf_rn, ...),
 // sums over lanes and key groups are trees by the bits of their index, lowest
 // bit first.
@@ -36,6 +37,9 @@ struct Task {
   // decay, beta, k.q, slot_out (an int's bits).
   float* mixed;   // [rows, Channels()]
   float4* gates;  // [rows, value_heads]
+  // Of the chunked form, gdn_chunk.cuh: T and A, lower triangles.
+  float* inverse;  // [value_heads, rows, 64]
+  float* scores;   // [value_heads, rows, 64]
 
   __host__ __device__ int Values() const { return value_heads * kHeadDim; }
   __host__ __device__ int Channels() const {
@@ -192,5 +196,8 @@ absl::Status Decode(DeviceQueue* queue, const Task& task);
 absl::Status ConvolveRows(DeviceQueue* queue, const Task& task);
 absl::Status RunRows(DeviceQueue* queue, const Task& task);
 absl::Status NormRows(DeviceQueue* queue, const Task& task);
+// In RunRows' place, in chunks; where the device has the shared memory.
+bool CanRunChunks(const DeviceQueue& queue);
+absl::Status RunChunks(DeviceQueue* queue, const Task& task);
 
 }  // namespace conclave::kernels::cuda::gdn

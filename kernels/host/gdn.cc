@@ -100,6 +100,7 @@ absl::Status DeviceGdn(DeviceQueue* queue,
                        const DeviceGdnWeights& w,
                        const DeviceGdnState& state,
                        const DeviceStep& step,
+                       GdnForm,
                        const float* projected,
                        float*,
                        const DeviceRows& y) {
@@ -135,6 +136,6 @@ absl::Status DeviceGdn(DeviceQueue* queue,
   return absl::OkStatus();
 }
 
-size_t GdnScratchFloats(const GdnShape&, int32_t) { return 0; }
+size_t GdnScratchFloats(const GdnShape&, GdnForm, int32_t) { return 0; }
 
 }  // namespace conclave::kernels

@@ -306,7 +306,15 @@ TEST(GpuGdnShapes, OthersAreRefused) {
                          .value_dim = 128,
                          .conv_kernel = k};
     const DeviceStep step{.rows = 1, .sequences = 1};
-    return DeviceGdn(queue->get(), shape, {}, {}, step, nullptr, nullptr, {})
+    return DeviceGdn(queue->get(),
+                     shape,
+                     {},
+                     {},
+                     step,
+                     GdnForm::kRecurrent,
+                     nullptr,
+                     nullptr,
+                     {})
         .code();
   };
   EXPECT_EQ(run(2, 4, 64, 4), absl::StatusCode::kInvalidArgument);

@@ -34,13 +34,16 @@ struct GdnPiece {
 // A layer with its slots, on the device and for the plain twin.
 class GdnWorld {
  public:
-  GdnWorld(int32_t key_heads, int32_t value_heads, int32_t slots)
+  GdnWorld(int32_t key_heads,
+           int32_t value_heads,
+           int32_t slots,
+           int32_t device = 0)
       : slots(slots) {
     shape.key_heads = key_heads;
     shape.value_heads = value_heads;
     shape.key_dim = shape.value_dim = 128;
     shape.conv_kernel = 4;
-    auto created = DeviceQueue::Create(0);
+    auto created = DeviceQueue::Create(device);
     EXPECT_TRUE(created.ok()) << created.status();
     queue_ = *std::move(created);
     conv_ = testing::Seeded(1).Floats(Channels() * 4, 0.5);
@@ -61,6 +64,15 @@ class GdnWorld {
     return Channels() + Values() + 2 * shape.value_heads;
   }
   size_t StateSize() const { return Values() * 128; }
+
+  // Of the decays, [value_heads]; and what is added to what becomes beta.
+  void SetGates(const std::vector<float>& a_log,
+                const std::vector<float>& dt_bias,
+                float b_shift) {
+    a_log_ = a_log;
+    dt_bias_ = dt_bias;
+    b_shift_ = b_shift;
+  }
 
   // A random state of a sequence whose next row is at `position`. What lies at
   // that row of the ring must not be read.
@@ -87,14 +99,18 @@ class GdnWorld {
     for (int32_t row = 0; row < piece.rows; ++row) {
       const uint32_t seed =
           piece.seed * 1000003u + (piece.position + row) * 7919u;
-      const auto values = testing::Seeded(seed).Floats(Columns());
+      auto values = testing::Seeded(seed).Floats(Columns());
+      for (int32_t head = 0; head < shape.value_heads; ++head) {
+        values[Channels() + Values() + head] += b_shift_;
+      }
       out.insert(out.end(), values.begin(), values.end());
     }
     return out;
   }
 
   std::vector<float> Device(const std::vector<GdnPiece>& pieces,
-                            bool bf16 = false) {
+                            bool bf16 = false,
+                            GdnForm form = GdnForm::kRecurrent) {
     std::vector<TestSequence> sequences;
     std::vector<float> all;
     for (const GdnPiece& piece : pieces) {
@@ -119,8 +135,8 @@ class GdnWorld {
     const auto projected = Up(*queue_, all);
     const size_t count = step.step.rows * Values();
     const auto y = Room(*queue_, count * (bf16 ? 2 : 4));
-    const auto scratch =
-        Room(*queue_, GdnScratchFloats(shape, step.step.rows) * sizeof(float));
+    const auto scratch = Room(
+        *queue_, GdnScratchFloats(shape, form, step.step.rows) * sizeof(float));
     // Not numbers: neither may be read before it is written.
     EXPECT_TRUE(queue_->Fill(y, 0xff).ok());
     EXPECT_TRUE(queue_->Fill(scratch, 0xff).ok());
@@ -134,6 +150,7 @@ class GdnWorld {
                   weights,
                   {rings.as<float>(), states.as<float>()},
                   step.step,
+                  form,
                   projected.as<float>(),
                   scratch.as<float>(),
                   {y.as<void>(), bf16});
@@ -190,6 +207,7 @@ class GdnWorld {
  private:
   std::unique_ptr<DeviceQueue> queue_;
   std::vector<float> conv_, a_log_, dt_bias_, norm_;
+  float b_shift_ = 0;  // of what becomes beta
 };
 
 }  // namespace conclave::kernels
