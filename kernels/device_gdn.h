@@ -18,17 +18,21 @@ struct DeviceGdnWeights {
   const float* norm = nullptr;
 };
 
-// The states of one layer, all slots, float32. A slot's convolution rows are a
-// ring: the row of position p lies at p mod conv_kernel.
+enum class GdnDType : uint8_t { kF32, kBF16 };
+
+// The states of one layer, all slots. A slot's convolution rows are a ring: the
+// row of position p lies at p mod conv_kernel.
 struct DeviceGdnState {
-  float* conv = nullptr;       // [slots, conv_kernel, channels]
-  float* recurrent = nullptr;  // [slots, value_heads, key_dim, value_dim]
+  float* conv = nullptr;      // [slots, conv_kernel, channels], always float32
+  void* recurrent = nullptr;  // [slots, value_heads, key_dim, value_dim]
+  GdnDType dtype = GdnDType::kF32;  // of the recurrent states
 };
 
 // In which order a step's rows are summed up.
 enum class GdnForm {
   // One after the other, in float32. A row's bits do not depend on other
-  // sequences, nor on how a sequence was cut into steps.
+  // sequences, nor, where states are float32, on how a sequence was cut into
+  // steps.
   kRecurrent,
   // Steps with kGdnChunkedRows rows of a sequence or more in chunks of up to
   // 64 rows on tensor cores: queries, keys, states and sums of a chunk are
@@ -50,8 +54,9 @@ inline constexpr int32_t kGdnChunkedRows = 64;
 // before the kernel queued before has ended: they come from copies, not from
 // kernels. projected: [rows, channels + values + 2 value_heads], in the order
 // q | k | v | z | b | a, float32; scratch: GdnScratchFloats of the same form.
-// y: [rows, values]. After a row with a slot its ring holds the rows of its
-// position and the three before.
+// y: [rows, values]. States in bf16 are float32 from row to row of a step; only
+// what is written is rounded, to nearest, ties to even. After a row with a slot
+// its ring holds the rows of its position and the three before.
 absl::Status DeviceGdn(DeviceQueue* queue,
                        const GdnShape& shape,
                        const DeviceGdnWeights& weights,

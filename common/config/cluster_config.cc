@@ -34,6 +34,7 @@ void SetDefaults(Message& message) {
     coordinator.set_activations("int8");
     coordinator.set_backend("auto");
     coordinator.set_kv_dtype("bf16");
+    coordinator.set_gdn_state("f32");
   } else if (type == v1::Worker::descriptor()) {
     auto& worker = static_cast<v1::Worker&>(message);
     worker.set_share(1);

@@ -83,6 +83,8 @@ absl::Status CheckCoordinator(const v1::Coordinator& coordinator) {
   RETURN_IF_ERROR(CheckRange("coordinator.gpu", coordinator.gpu(), 0, kGpuMax));
   RETURN_IF_ERROR(CheckWord(
       "coordinator.kv_dtype", coordinator.kv_dtype(), {"bf16", "fp8"}));
+  RETURN_IF_ERROR(CheckWord(
+      "coordinator.gdn_state", coordinator.gdn_state(), {"f32", "bf16"}));
   const std::string& key = coordinator.api_key();
   if (!key.empty() && !coordinator.api_key_file().empty()) {
     return Bad("coordinator.api_key_file",

@@ -226,6 +226,7 @@ Command BenchDecodeCommand() {
                     "batch",
                     "layers",
                     "kv_dtype",
+                    "gdn_state",
                     "simd",
                     "activations",
                     "log_level"},

@@ -75,7 +75,9 @@ std::vector<BlockRow> BlocksOf(const ShapeBench& bench,
        weights(DeviceDecoder::kExperts) / experts * (distinct + 1)},
       {"GDN",
        DeviceDecoder::kGdn,
-       2.0 * batch * static_cast<double>(planner::StateBytes(c, 4))},
+       2.0 * batch *
+           static_cast<double>(
+               planner::StateBytes(c, bench.request.gdn_bytes))},
       {"attention",
        DeviceDecoder::kAttention,
        static_cast<double>(batch) * context *
@@ -100,8 +102,8 @@ void PrintHead(const ShapeBench& bench) {
             << " TB/s in the same run\nshape " << absl::GetFlag(FLAGS_shape)
             << ", " << c.num_hidden_layers << " layers, "
             << planner::Name(bench.request.format) << ", KV "
-            << KvDtypeFromFlags()
-            << ", GDN state f32, weights made up on the device\nresident "
+            << KvDtypeFromFlags() << ", GDN state " << GdnStateFromFlags()
+            << ", weights made up on the device\nresident "
             << Fixed(static_cast<double>(held) / 1e9, 3) << " GB, planned "
             << Fixed(static_cast<double>(planned) / 1e9, 3) << " GB\n\n";
 }
@@ -274,6 +276,7 @@ Command BenchPrefillCommand() {
                     "prompt",
                     "repeats",
                     "kv_dtype",
+                    "gdn_state",
                     "log_level"},
           .run = RunPrefill};
 }

@@ -73,6 +73,11 @@ kernels::KvDType KvDTypeOf(const v1::ClusterConfig& config) {
                                                   : kernels::KvDType::kBF16;
 }
 
+kernels::GdnDType GdnDTypeOf(const v1::ClusterConfig& config) {
+  return config.coordinator().gdn_state() == "bf16" ? kernels::GdnDType::kBF16
+                                                    : kernels::GdnDType::kF32;
+}
+
 DType RowDtype(const std::string& word) {
   return word == "bf16" ? DType::kBF16 : DType::kF32;
 }
@@ -198,6 +203,7 @@ absl::Status Deployment::Impl::PlanGpu(const Options& options) {
                             .sequences_max = least.state_slots,
                             .exact = activations == kernels::Activations::kF32,
                             .kv = KvDTypeOf(config),
+                            .gdn = GdnDTypeOf(config),
                             .here = routed_here}));
   const kernels::CudaDevice& device = gpus[static_cast<size_t>(number)];
   ASSIGN_OR_RETURN(caches,
@@ -264,6 +270,7 @@ absl::StatusOr<std::unique_ptr<model::Decoder>> Deployment::MakeDecoder() {
                                 impl_->activations,
                                 {.gpu = gpu,
                                  .kv = KvDTypeOf(impl_->config),
+                                 .gdn = GdnDTypeOf(impl_->config),
                                  .progress = progress,
                                  .routed_here = impl_->routed_here});
 }

@@ -23,6 +23,11 @@ ABSL_FLAG(std::string,
           "",
           "keys and values: bf16, fp8 or, in plans, f32; empty: as the "
           "configuration says, bf16 if nothing");
+ABSL_FLAG(std::string,
+          gdn_state,
+          "",
+          "Gated DeltaNet's states on a GPU or in plans: f32 or bf16; empty: "
+          "as the configuration says, f32 if nothing");
 ABSL_FLAG(std::string, simd, "", "pin one SIMD target, e.g. AVX2; empty: best");
 ABSL_FLAG(std::string, log_level, "info", "debug, info, warning, error or off");
 ABSL_FLAG(std::string,
@@ -78,6 +83,11 @@ absl::Status UseProcessFlags(const std::string& simd) {
 std::string KvDtypeFromFlags() {
   const std::string word = absl::GetFlag(FLAGS_kv_dtype);
   return word.empty() ? "bf16" : word;
+}
+
+std::string GdnStateFromFlags() {
+  const std::string word = absl::GetFlag(FLAGS_gdn_state);
+  return word.empty() ? "f32" : word;
 }
 
 absl::StatusOr<std::vector<int32_t>> Counts(const std::string& list,

@@ -14,6 +14,7 @@
 ABSL_DECLARE_FLAG(std::string, config);
 ABSL_DECLARE_FLAG(std::string, model);
 ABSL_DECLARE_FLAG(std::string, kv_dtype);
+ABSL_DECLARE_FLAG(std::string, gdn_state);
 ABSL_DECLARE_FLAG(std::string, simd);
 ABSL_DECLARE_FLAG(std::string, log_level);
 ABSL_DECLARE_FLAG(std::string, out);
@@ -35,6 +36,8 @@ absl::Status UseProcessFlags(const std::string& simd);
 
 // --kv-dtype, or bf16: for what reads no file.
 std::string KvDtypeFromFlags();
+// --gdn-state, or f32: likewise.
+std::string GdnStateFromFlags();
 
 // "1,8,32": numbers from 1 to `max`. An empty list means the fallback.
 absl::StatusOr<std::vector<int32_t>> Counts(const std::string& list,

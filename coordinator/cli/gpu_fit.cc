@@ -47,7 +47,8 @@ absl::StatusOr<model::StateSizes> FitOnGpu(
                    Gigabytes(reserve),
                    "); take a format with fewer bits, lower limits.kv_tokens, "
                    "max_context, max_sequences or step_tokens, set "
-                   "coordinator.kv_dtype to fp8, or use backend cpu"));
+                   "coordinator.kv_dtype to fp8 or coordinator.gdn_state to "
+                   "bf16, or use backend cpu"));
 }
 
 }  // namespace conclave::cli

@@ -80,6 +80,13 @@ absl::StatusOr<ShapeRequest> FromFlags() {
   } else if (kv != "bf16") {
     return absl::InvalidArgumentError("--kv-dtype: bf16 or fp8");
   }
+  const std::string gdn = GdnStateFromFlags();
+  if (gdn == "bf16") {
+    out.gdn = kernels::GdnDType::kBF16;
+    out.gdn_bytes = 2;
+  } else if (gdn != "f32") {
+    return absl::InvalidArgumentError("--gdn-state: f32 or bf16");
+  }
   const int32_t layers = absl::GetFlag(FLAGS_layers);
   if (layers < 0 || layers > out.config.num_hidden_layers) {
     return absl::InvalidArgumentError(absl::StrCat(
@@ -126,7 +133,8 @@ absl::StatusOr<ShapeBench> PrepareShape(int32_t sequences,
                                                     .state_slots = sequences},
                                           .rows_max = rows_max,
                                           .sequences_max = sequences,
-                                          .kv = out.request.kv}));
+                                          .kv = out.request.kv,
+                                          .gdn = out.request.gdn}));
   RETURN_IF_ERROR(out.decoder->MakeUpCache());
   return out;
 }

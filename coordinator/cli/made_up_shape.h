@@ -12,7 +12,7 @@
 #include "coordinator/planner/shapes.h"
 
 // A published shape with made-up weights on a GPU, as --shape, --format,
-// --layers, --weights and --kv-dtype say.
+// --layers, --weights, --kv-dtype and --gdn-state say.
 namespace conclave::cli {
 
 struct ShapeRequest {
@@ -20,6 +20,8 @@ struct ShapeRequest {
   planner::WeightFormat format = planner::WeightFormat::kMlx4;
   kernels::KvDType kv = kernels::KvDType::kBF16;
   int32_t kv_bytes = 2;  // of an element
+  kernels::GdnDType gdn = kernels::GdnDType::kF32;
+  int32_t gdn_bytes = 4;
 };
 
 // The decoder and what it runs on.

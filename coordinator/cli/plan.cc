@@ -322,7 +322,7 @@ Command PlanCommand() {
                     "context",
                     "sequences",
                     "kv_dtype",
-                    "state_dtype",
+                    "gdn_state",
                     "link_us",
                     "link_gbs",
                     "json"},

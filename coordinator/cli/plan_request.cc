@@ -23,7 +23,6 @@ ABSL_FLAG(std::string,
           nodes,
           "",
           "COUNTxDEVICE[-GB], comma list; the first is the coordinator");
-ABSL_FLAG(std::string, state_dtype, "f32", "GDN state: f32 or bf16");
 ABSL_FLAG(double, link_us, 0, "round trip to each worker; 0: 150");
 ABSL_FLAG(double, link_gbs, 0, "GB/s of each link, each way; 0: 1.18");
 ABSL_FLAG(std::string, links, "", "measurements of conclave doctor --out");
@@ -300,9 +299,8 @@ absl::StatusOr<PlanRequest> PlanRequestFromFlags() {
   }
   ASSIGN_OR_RETURN(r.kv_element_bytes,
                    ElementBytes("--kv-dtype", KvDtypeFromFlags()));
-  ASSIGN_OR_RETURN(
-      r.state_element_bytes,
-      ElementBytes("--state-dtype", absl::GetFlag(FLAGS_state_dtype)));
+  ASSIGN_OR_RETURN(r.state_element_bytes,
+                   ElementBytes("--gdn-state", GdnStateFromFlags()));
   RETURN_IF_ERROR(CheckContext(&r));
   return plan;
 }

@@ -65,6 +65,7 @@ void Override(v1::ClusterConfig& config) {
        [&](const auto& v) { c.set_served_model_name(v); });
   text(FLAGS_backend, [&](const auto& v) { c.set_backend(v); });
   text(FLAGS_kv_dtype, [&](const auto& v) { c.set_kv_dtype(v); });
+  text(FLAGS_gdn_state, [&](const auto& v) { c.set_gdn_state(v); });
   if (const int32_t v = absl::GetFlag(FLAGS_gpu); v >= 0) c.set_gpu(v);
   const auto number = [](const auto& flag, auto set) {
     if (const auto v = absl::GetFlag(flag); v != 0) set(v);
@@ -269,13 +270,13 @@ Command ServeCommand() {
               "  conclave serve --config deploy/config/two-workers.yaml\n"
               "  conclave serve --model DIR --listen 127.0.0.1:9000 "
               "--max-sequences 32\n",
-          .flags = {"config",        "model",         "links",
-                    "listen",        "api_key",       "served_model_name",
-                    "backend",       "gpu",           "kv_dtype",
-                    "simd",          "activations",   "threads",
-                    "spin_us",       "max_sequences", "max_queue",
-                    "max_context",   "step_tokens",   "kv_tokens",
-                    "soft_switches", "log_level"},
+          .flags = {"config",    "model",         "links",
+                    "listen",    "api_key",       "served_model_name",
+                    "backend",   "gpu",           "kv_dtype",
+                    "gdn_state", "simd",          "activations",
+                    "threads",   "spin_us",       "max_sequences",
+                    "max_queue", "max_context",   "step_tokens",
+                    "kv_tokens", "soft_switches", "log_level"},
           .run = Run};
 }
 

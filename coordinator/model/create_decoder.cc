@@ -59,6 +59,7 @@ absl::StatusOr<std::unique_ptr<Decoder>> CreateOnDevice(
        .sequences_max = sizes.state_slots,
        .exact = activations == kernels::Activations::kF32,
        .kv = place.kv,
+       .gdn = place.gdn,
        .experts = experts,
        .name = std::move(name)});
 }

@@ -14,6 +14,7 @@
 #include "coordinator/model/step_sampler.h"
 #include "kernels/context.h"
 #include "kernels/device_attention.h"
+#include "kernels/device_gdn.h"
 #include "kernels/step_batch.h"
 
 namespace conclave::model {
@@ -38,7 +39,8 @@ StateBytes StateBytesOf(const checkpoint::ModelConfig& config);
 struct DevicePlace {
   int32_t gpu = 0;                                // or kernels::kHostDevice
   kernels::KvDType kv = kernels::KvDType::kBF16;  // kF32 where all is float32
-  checkpoint::LoadProgressFn progress;            // of the weights; or null
+  kernels::GdnDType gdn = kernels::GdnDType::kF32;
+  checkpoint::LoadProgressFn progress;  // of the weights; or null
   // Layers whose routed experts are on the GPU too; empty: none where there
   // are `experts` to hold them, else all.
   std::vector<bool> routed_here;

@@ -11,6 +11,7 @@
 #include "coordinator/model/decoder.h"
 #include "coordinator/model/device_weights.h"
 #include "kernels/device_attention.h"
+#include "kernels/device_gdn.h"
 #include "kernels/device_queue.h"
 
 namespace conclave::model {
@@ -21,17 +22,18 @@ namespace conclave::model {
 // elsewhere, are launched kernel by kernel. Rounding points, unless `exact`:
 // what products read is rounded to bf16 (the router: to twice as many bits),
 // keys, values and probabilities as kernels/device_attention.h says, long
-// steps of GDN as kernels/device_gdn.h; the rest is float32. Errors of the
-// device name it; those that lose it are Internal, and Health tells of them
-// from then on. Errors of experts elsewhere come as they are.
+// steps and states of GDN as kernels/device_gdn.h; the rest is float32. Errors
+// of the device name it; those that lose it are Internal, and Health tells of
+// them from then on. Errors of experts elsewhere come as they are.
 class DeviceDecoder final : public Decoder {
  public:
   struct Options {
     StateSizes sizes;
-    int32_t rows_max = 0;                           // of a step
-    int32_t sequences_max = 0;                      // of a step
-    bool exact = false;                             // everything in float32
-    kernels::KvDType kv = kernels::KvDType::kBF16;  // kF32 where exact
+    int32_t rows_max = 0;                             // of a step
+    int32_t sequences_max = 0;                        // of a step
+    bool exact = false;                               // everything in float32
+    kernels::KvDType kv = kernels::KvDType::kBF16;    // kF32 where exact
+    kernels::GdnDType gdn = kernels::GdnDType::kF32;  // of states
     // Who holds the routed experts that the weights lack, outliving the
     // decoder; null where they lack none.
     experts::Experts* experts = nullptr;

@@ -183,7 +183,10 @@ absl::StatusOr<std::unique_ptr<DeviceDecoder>> DeviceDecoder::Create(
   auto impl = std::make_unique<Impl>();
   impl->queue = std::move(queue);
   impl->options = options;
-  if (options.exact) impl->options.kv = kernels::KvDType::kF32;
+  if (options.exact) {
+    impl->options.kv = kernels::KvDType::kF32;
+    impl->options.gdn = kernels::GdnDType::kF32;
+  }
   impl->weights = std::move(weights);
   ASSIGN_OR_RETURN(impl->m,
                    DeviceMemory::Create(impl->queue.get(),
@@ -192,7 +195,8 @@ absl::StatusOr<std::unique_ptr<DeviceDecoder>> DeviceDecoder::Create(
                                          .rows_max = options.rows_max,
                                          .sequences_max = options.sequences_max,
                                          .exact = options.exact,
-                                         .kv = impl->options.kv}));
+                                         .kv = impl->options.kv,
+                                         .gdn = impl->options.gdn}));
   if (options.experts != nullptr) {
     impl->options.record = false;
     ASSIGN_OR_RETURN(impl->elsewhere,
@@ -225,20 +229,29 @@ uint64_t DeviceDecoder::expert_bytes() const {
 }
 
 StateBytes DeviceDecoder::state_bytes() const {
-  return DeviceStateBytesOf(impl_->weights.config, impl_->options.kv);
+  return DeviceStateBytesOf(
+      impl_->weights.config, impl_->options.kv, impl_->options.gdn);
 }
 absl::Status DeviceDecoder::Health() const { return impl_->lost; }
 
 std::span<const float> DeviceDecoder::GdnState(int32_t layer,
                                                int32_t slot) const {
-  const size_t size = impl_->m.recurrent_floats();
+  const size_t size = impl_->m.recurrent_size();
+  const kernels::DeviceGdnState state =
+      impl_->m.gdn(static_cast<size_t>(layer));
+  const auto download = [&](auto* to) {
+    const auto* from = static_cast<decltype(to)>(state.recurrent);
+    return impl_->queue->Download(from + size * slot, size * sizeof(*to), to);
+  };
   impl_->state.resize(size);
-  const float* from =
-      impl_->m.gdn(static_cast<size_t>(layer)).recurrent + size * slot;
-  if (!impl_->queue->Download(from, size * sizeof(float), impl_->state.data())
-           .ok()) {
-    return {};
+  if (state.dtype == kernels::GdnDType::kF32) {
+    if (!download(impl_->state.data()).ok()) return {};
+    return impl_->state;
   }
+  std::vector<uint16_t> rounded(size);
+  if (!download(rounded.data()).ok()) return {};
+  std::transform(
+      rounded.begin(), rounded.end(), impl_->state.begin(), FromBf16);
   return impl_->state;
 }
 

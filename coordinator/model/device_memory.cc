@@ -13,6 +13,7 @@ namespace {
 using checkpoint::ModelConfig;
 using kernels::DeviceBuffer;
 using kernels::DeviceQueue;
+using kernels::GdnDType;
 using kernels::KvDType;
 
 size_t ElementBytes(KvDType dtype) {
@@ -25,6 +26,10 @@ size_t ElementBytes(KvDType dtype) {
       break;
   }
   return sizeof(uint8_t);
+}
+
+size_t ElementBytes(GdnDType dtype) {
+  return dtype == GdnDType::kF32 ? sizeof(float) : sizeof(uint16_t);
 }
 
 size_t BlockBytes(const ModelConfig& config, KvDType kv) {
@@ -56,17 +61,20 @@ size_t Padded(size_t cols) {
 
 }  // namespace
 
-StateBytes DeviceStateBytesOf(const ModelConfig& config, KvDType kv) {
-  const kernels::GdnShape gdn = GdnShapeOf(config);
+StateBytes DeviceStateBytesOf(const ModelConfig& config,
+                              KvDType kv,
+                              GdnDType gdn) {
+  const kernels::GdnShape s = GdnShapeOf(config);
+  const int64_t slot =
+      int64_t{s.conv_kernel} * s.channels() * int64_t{sizeof(float)} +
+      int64_t{s.value_heads} * s.key_dim * s.value_dim *
+          static_cast<int64_t>(ElementBytes(gdn));
   StateBytes out;
   for (const bool full : config.full_attention) {
     if (full) {
       out.per_kv_block += static_cast<int64_t>(BlockBytes(config, kv));
     } else {
-      out.per_state_slot +=
-          (int64_t{gdn.conv_kernel} * gdn.channels() +
-           int64_t{gdn.value_heads} * gdn.key_dim * gdn.value_dim) *
-          int64_t{sizeof(float)};
+      out.per_state_slot += slot;
     }
   }
   return out;
@@ -96,6 +104,7 @@ void DeviceMemory::TakeShapes(const ModelConfig& config,
                               const Options& options) {
   exact_ = options.exact;
   kv_ = options.kv;
+  gdn_dtype_ = options.gdn;
   experts_ = config.num_experts;
   top_k_ = config.num_experts_per_tok;
   attention_ = AttentionShapeOf(config);
@@ -121,9 +130,10 @@ absl::Status DeviceMemory::AllocateStates(DeviceQueue* queue,
     ASSIGN_OR_RETURN(
         layer.conv,
         queue->Allocate(slots * conv_floats() * sizeof(float), "GDN states"));
-    ASSIGN_OR_RETURN(layer.recurrent,
-                     queue->Allocate(slots * recurrent_floats() * sizeof(float),
-                                     "GDN states"));
+    ASSIGN_OR_RETURN(
+        layer.recurrent,
+        queue->Allocate(slots * recurrent_size() * ElementBytes(gdn_dtype_),
+                        "GDN states"));
     RETURN_IF_ERROR(queue->Fill(layer.conv, 0));
     RETURN_IF_ERROR(queue->Fill(layer.recurrent, 0));
   }
@@ -207,14 +217,15 @@ kernels::DeviceKv DeviceMemory::kv(size_t layer) const {
 
 kernels::DeviceGdnState DeviceMemory::gdn(size_t layer) const {
   return {.conv = layers_[layer].conv.as<float>(),
-          .recurrent = layers_[layer].recurrent.as<float>()};
+          .recurrent = layers_[layer].recurrent.as<void>(),
+          .dtype = gdn_dtype_};
 }
 
 size_t DeviceMemory::conv_floats() const {
   return static_cast<size_t>(gdn_.conv_kernel) * gdn_.channels();
 }
 
-size_t DeviceMemory::recurrent_floats() const {
+size_t DeviceMemory::recurrent_size() const {
   return static_cast<size_t>(gdn_.value_heads) * gdn_.key_dim * gdn_.value_dim;
 }
 

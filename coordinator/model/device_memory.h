@@ -14,9 +14,10 @@
 
 namespace conclave::model {
 
-// Of that model, with keys and values in `kv`.
+// Of that model, with keys and values in `kv`, GDN states in `gdn`.
 StateBytes DeviceStateBytesOf(const checkpoint::ModelConfig& config,
-                              kernels::KvDType kv);
+                              kernels::KvDType kv,
+                              kernels::GdnDType gdn);
 
 // What a model on a device needs beside its weights, allocated once: states of
 // sequences and the arrays of a step. KV blocks have one more than `sizes`
@@ -29,6 +30,7 @@ class DeviceMemory {
     int32_t sequences_max = 0;
     bool exact = false;
     kernels::KvDType kv = kernels::KvDType::kBF16;
+    kernels::GdnDType gdn = kernels::GdnDType::kF32;
   };
   static absl::StatusOr<DeviceMemory> Create(
       kernels::DeviceQueue* queue,
@@ -72,7 +74,7 @@ class DeviceMemory {
   }
   // Of one slot of one layer.
   size_t conv_floats() const;
-  size_t recurrent_floats() const;
+  size_t recurrent_size() const;  // numbers
 
   kernels::DeviceEntries EntriesOf(int32_t rows) const;
 
@@ -98,6 +100,7 @@ class DeviceMemory {
   uint64_t array_bytes_ = 0;
   bool exact_ = false;
   kernels::KvDType kv_ = kernels::KvDType::kBF16;
+  kernels::GdnDType gdn_dtype_ = kernels::GdnDType::kF32;
   int32_t experts_ = 0;
   int32_t top_k_ = 0;
   int32_t wanted_max_ = 0;

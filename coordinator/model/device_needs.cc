@@ -117,7 +117,9 @@ absl::StatusOr<DeviceNeeds> DeviceNeedsOf(const Checkpoint& checkpoint,
   const ModelConfig& config = checkpoint.config();
   const kernels::KvDType kv =
       options.exact ? kernels::KvDType::kF32 : options.kv;
-  out.each = DeviceStateBytesOf(config, kv);
+  const kernels::GdnDType gdn =
+      options.exact ? kernels::GdnDType::kF32 : options.gdn;
+  out.each = DeviceStateBytesOf(config, kv, gdn);
   ASSIGN_OR_RETURN(
       out.arrays,
       DeviceMemory::ArrayBytes(queue,
@@ -126,7 +128,8 @@ absl::StatusOr<DeviceNeeds> DeviceNeedsOf(const Checkpoint& checkpoint,
                                 .rows_max = options.rows_max,
                                 .sequences_max = options.sequences_max,
                                 .exact = options.exact,
-                                .kv = kv}));
+                                .kv = kv,
+                                .gdn = gdn}));
   // Counts of tokens, made when the first penalty comes (device_sampler.h).
   out.arrays += (static_cast<uint64_t>(options.sequences_max) + 1) *
                 static_cast<uint64_t>(config.vocab_size) * sizeof(int32_t);

@@ -23,6 +23,7 @@ struct DeviceNeedsOptions {
   int32_t sequences_max = 0;
   bool exact = false;
   kernels::KvDType kv = kernels::KvDType::kBF16;
+  kernels::GdnDType gdn = kernels::GdnDType::kF32;
   RoutedHere here = {};
 };
 

@@ -314,9 +314,9 @@ uint64_t StateBytes(const ModelConfig& m, int32_t element_bytes) {
       U(m.linear_num_value_heads) * U(m.linear_value_head_dim);
   const uint64_t channels =
       values + 2 * U(m.linear_num_key_heads) * U(m.linear_key_head_dim);
-  return (U(m.num_hidden_layers) - full) * U(element_bytes) *
-         (values * U(m.linear_key_head_dim) +
-          channels * (U(m.linear_conv_kernel_dim) - 1));
+  return (U(m.num_hidden_layers) - full) *
+         (values * U(m.linear_key_head_dim) * U(element_bytes) +
+          channels * (U(m.linear_conv_kernel_dim) - 1) * sizeof(float));
 }
 
 }  // namespace conclave::planner

@@ -64,6 +64,7 @@ int32_t ColumnMultiple(const checkpoint::ModelConfig& shape,
 // What one sequence owns: docs/qwen3.5-moe 5.5.
 uint64_t KvBytesPerToken(const checkpoint::ModelConfig& shape,
                          int32_t element_bytes);
+// element_bytes: of the recurrent states; convolution rows are float32.
 uint64_t StateBytes(const checkpoint::ModelConfig& shape,
                     int32_t element_bytes);
 

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <cuda_bf16.h>
-
+#include "kernels/cuda/gdn_quad.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/device_gdn.h"
 
@@ -68,29 +67,14 @@ struct Task {
         static_cast<size_t>(slot) * kTaps + (position & (kTaps - 1));
     return state.conv + row * Channels();
   }
-  __device__ float* StateOf(int slot, int head) const {
-    return state.recurrent + (static_cast<size_t>(slot) * value_heads + head) *
-                                 (kHeadDim * kHeadDim);
+  // T: as state.dtype says, float or __nv_bfloat16.
+  template <typename T>
+  __device__ T* StateOf(int slot, int head) const {
+    return static_cast<T*>(state.recurrent) +
+           (static_cast<size_t>(slot) * value_heads + head) *
+               (kHeadDim * kHeadDim);
   }
 };
-
-struct alignas(16) Quad {
-  float x[4] = {0, 0, 0, 0};
-};
-
-// From L2: the kernel that wrote it may have run beside this one's beginning.
-__device__ __forceinline__ Quad Load(const float* from) {
-  const float4 v = __ldcg(reinterpret_cast<const float4*>(from));
-  return {v.x, v.y, v.z, v.w};
-}
-__device__ __forceinline__ void Store(float* to, const Quad& v) {
-  *reinterpret_cast<Quad*>(to) = v;
-}
-// States are written once in a step and all of them exceed the cache.
-__device__ __forceinline__ void StoreOnce(float* to, const Quad& v) {
-  __stcs(reinterpret_cast<float4*>(to),
-         make_float4(v.x[0], v.x[1], v.x[2], v.x[3]));
-}
 
 // Key `i` of a group; two runs of four, which 16 threads read from shared
 // memory without conflicts.

@@ -112,11 +112,13 @@ struct WarpState {
   int column;             // of the head
 
   // The only ones that touch states in memory.
-  __device__ __forceinline__ void Read(const float* state) {
-    Visit([&](int at, float* x) { *x = __ldcg(state + at); });
+  template <typename T>
+  __device__ __forceinline__ void Read(const T* state) {
+    Visit([&](int at, float* x) { *x = LoadNumber(state + at); });
   }
-  __device__ __forceinline__ void Write(float* state) {
-    Visit([&](int at, float* x) { state[at] = *x; });
+  template <typename T>
+  __device__ __forceinline__ void Write(T* state) {
+    Visit([&](int at, float* x) { StoreNumber(state + at, *x); });
   }
 
   // Rows [first, last] of a window, a chunk, of the first 8 kRowTiles ones:
@@ -235,7 +237,7 @@ struct WarpState {
 };
 
 // A warp: all chunks of a window; rows of no more than kRowTiles tiles.
-template <int kRowTiles, int kColumns>
+template <typename T, int kRowTiles, int kColumns>
 __device__ __forceinline__ void RunWindow(const Task& task,
                                           const Place& place,
                                           const WindowTiles<kColumns>& window,
@@ -264,13 +266,13 @@ __device__ __forceinline__ void RunWindow(const Task& task,
       }
     }
     const int slot_out = slot_of(last);
-    if (slot_out >= 0) state->Write(task.StateOf(slot_out, place.head));
+    if (slot_out >= 0) state->Write(task.StateOf<T>(slot_out, place.head));
   }
 }
 
 // A block runs kHeadDim / kSplit value columns of one head over the windows of
 // one sequence.
-template <int kSplit>
+template <typename T, int kSplit>
 __global__ void __launch_bounds__(kHeadDim / kSplit / kWarpColumns * 32)
     RunWindows(const __grid_constant__ Task task) {
   constexpr int kColumns = kHeadDim / kSplit;
@@ -296,7 +298,7 @@ __global__ void __launch_bounds__(kHeadDim / kSplit / kWarpColumns * 32)
   WarpState<kColumns> state = {};
   state.column = place.first_column + threadIdx.x / 32 * kWarpColumns +
                  threadIdx.x % 32 / 4;
-  if (slot_in >= 0) state.Read(task.StateOf(slot_in, place.head));
+  if (slot_in >= 0) state.Read(task.StateOf<T>(slot_in, place.head));
   int buffer = 0;
   for (int row = begin; row < end; row += kWindow, buffer ^= 1) {
     WaitForCopies<0>();
@@ -308,9 +310,9 @@ __global__ void __launch_bounds__(kHeadDim / kSplit / kWarpColumns * 32)
     }
     go_to(row);
     if (place.rows <= kTile) {
-      RunWindow<1>(task, place, tiles[buffer], &state);
+      RunWindow<T, 1>(task, place, tiles[buffer], &state);
     } else {
-      RunWindow<kTiles>(task, place, tiles[buffer], &state);
+      RunWindow<T, kTiles>(task, place, tiles[buffer], &state);
     }
   }
 }
@@ -321,7 +323,10 @@ absl::Status LaunchRun(DeviceQueue* queue, const Task& task) {
   const Grid grid{.blocks = dim3(kSplit, task.value_heads, task.step.sequences),
                   .threads = dim3(kColumns / kWarpColumns * 32),
                   .shared_bytes = 2 * sizeof(WindowTiles<kColumns>)};
-  return cuda::Launch(queue, "the GDN chunks", RunWindows<kSplit>, grid, task);
+  const auto kernel = task.state.dtype == GdnDType::kBF16
+                          ? RunWindows<__nv_bfloat16, kSplit>
+                          : RunWindows<float, kSplit>;
+  return cuda::Launch(queue, "the GDN chunks", kernel, grid, task);
 }
 
 }  // namespace

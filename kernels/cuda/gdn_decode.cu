@@ -59,15 +59,15 @@ struct DecodeBlock {
 
 // Brings the block's part of a state to L2 while the kernel before still runs;
 // no value is read.
-template <int kSplit>
-__device__ __forceinline__ void Prefetch(const float* state, int part) {
+template <int kSplit, typename T>
+__device__ __forceinline__ void Prefetch(const T* state, int part) {
 #if __CUDA_ARCH__ >= 900
   constexpr int kColumns = DecodeBlock<kSplit>::kColumns;
   const int key = static_cast<int>(threadIdx.x);
   if (key >= kHeadDim) return;
-  const float* from = state + key * kHeadDim + part * kColumns;
+  const T* from = state + key * kHeadDim + part * kColumns;
   asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from),
-               "r"(static_cast<unsigned>(kColumns * sizeof(float))));
+               "r"(static_cast<unsigned>(kColumns * sizeof(T))));
 #endif
 }
 
@@ -127,8 +127,8 @@ __device__ __forceinline__ void ReadGates(const Task& task,
 
 // p = S^T k and o = S^T q over this thread's keys, then over its warp's
 // groups.
-template <int kQuads>
-__device__ __forceinline__ void WarpSums(const Quad (&s)[kGroupKeys],
+template <int kQuads, typename Four>
+__device__ __forceinline__ void WarpSums(const Four (&s)[kGroupKeys],
                                          const float* key,
                                          const float* query,
                                          int group,
@@ -140,10 +140,11 @@ __device__ __forceinline__ void WarpSums(const Quad (&s)[kGroupKeys],
     const Quad q = *reinterpret_cast<const Quad*>(query + KeyOf(group, half));
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
+      const Quad row = Numbers(s[half + i]);
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
-        p->x[j] = __fmaf_rn(k.x[i], s[half + i].x[j], p->x[j]);
-        o->x[j] = __fmaf_rn(q.x[i], s[half + i].x[j], o->x[j]);
+        p->x[j] = __fmaf_rn(k.x[i], row.x[j], p->x[j]);
+        o->x[j] = __fmaf_rn(q.x[i], row.x[j], o->x[j]);
       }
     }
   }
@@ -158,19 +159,21 @@ __device__ __forceinline__ void WarpSums(const Quad (&s)[kGroupKeys],
 }
 
 // S <- decay S + k d^T for this thread's keys and columns, to `state`.
-__device__ __forceinline__ void WriteState(float* state,
+template <typename T>
+__device__ __forceinline__ void WriteState(T* state,
                                            int group,
                                            float decay,
                                            const float* key,
                                            const Quad& d,
-                                           const Quad (&s)[kGroupKeys]) {
+                                           const Stored<T> (&s)[kGroupKeys]) {
 #pragma unroll
   for (int i = 0; i < kGroupKeys; ++i) {
     const float k = key[KeyOf(group, i)];
+    const Quad row = Numbers(s[i]);
     Quad next;
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-      next.x[j] = Next(s[i].x[j], decay, k, d.x[j]);
+      next.x[j] = Next(row.x[j], decay, k, d.x[j]);
     }
     StoreOnce(state + KeyOf(group, i) * kHeadDim, next);
   }
@@ -201,9 +204,16 @@ __device__ __forceinline__ float ColumnSum(
   return x[0];
 }
 
-template <int kSplit>
+// Of a multiprocessor. Half as many bytes of a thread are on their way where
+// states are bf16, and it keeps fewer registers: more blocks make up for it.
+template <int kSplit, typename T>
+constexpr int kBlocksAtOnce = std::is_same_v<T, float>
+                                  ? (kSplit == 1 ? 1 : 3 * kSplit / 2)
+                                  : 2 * kSplit;
+
+template <int kSplit, typename T>
 __global__ void __launch_bounds__(DecodeBlock<kSplit>::kThreads,
-                                  kSplit == 1 ? 1 : 3 * kSplit / 2)
+                                  (kBlocksAtOnce<kSplit, T>))
     DecodeHead(const __grid_constant__ Task task) {
   using Block = DecodeBlock<kSplit>;
   __shared__ Block block;
@@ -225,7 +235,7 @@ __global__ void __launch_bounds__(DecodeBlock<kSplit>::kThreads,
   const int slot_out = __ldcg(task.step.slot_out + sequence);
   const int position = __ldcg(task.step.position + sequence);
   if (slot_in >= 0 && sequence * task.value_heads + head < kPrefetchedHeads) {
-    Prefetch<kSplit>(task.StateOf(slot_in, head), part);
+    Prefetch<kSplit>(task.StateOf<T>(slot_in, head), part);
   }
   WaitForKernelBefore();
 
@@ -238,12 +248,12 @@ __global__ void __launch_bounds__(DecodeBlock<kSplit>::kThreads,
       before[j] = Load(task.RingRow(slot_in, position - j) + own.channel);
     }
   }
-  Quad s[kGroupKeys];
+  Stored<T> s[kGroupKeys];
   if (slot_in >= 0) {
-    const float* from = task.StateOf(slot_in, head) + first_column;
+    const T* from = task.StateOf<T>(slot_in, head) + first_column;
 #pragma unroll
     for (int i = 0; i < kGroupKeys; ++i) {
-      s[i] = Load(from + KeyOf(group, i) * kHeadDim);
+      s[i] = LoadState(from + KeyOf(group, i) * kHeadDim);
     }
   }
   if (own.any) {
@@ -302,7 +312,7 @@ __global__ void __launch_bounds__(DecodeBlock<kSplit>::kThreads,
   if (slot_out >= 0) {
     const Quad d = *reinterpret_cast<const Quad*>(
         block.delta + threadIdx.x % Block::kQuads * 4);
-    WriteState(task.StateOf(slot_out, head) + first_column,
+    WriteState(task.StateOf<T>(slot_out, head) + first_column,
                group,
                decay,
                block.key(),
@@ -324,8 +334,11 @@ absl::Status Launch(DeviceQueue* queue, const Task& task) {
   const Grid grid{.blocks = dim3(kSplit, task.value_heads, task.step.sequences),
                   .threads = dim3(DecodeBlock<kSplit>::kThreads),
                   .cluster = kSplit};
+  const auto kernel = task.state.dtype == GdnDType::kBF16
+                          ? DecodeHead<kSplit, __nv_bfloat16>
+                          : DecodeHead<kSplit, float>;
   return cuda::Launch(
-      queue, "the GDN of one row a sequence", DecodeHead<kSplit>, grid, task);
+      queue, "the GDN of one row a sequence", kernel, grid, task);
 }
 
 }  // namespace

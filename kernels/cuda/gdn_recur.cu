@@ -119,16 +119,21 @@ struct WarpState {
             two ? w.x[0] : w.x[2],
             two ? w.x[1] : w.x[3]};
   }
-  __device__ __forceinline__ void Read(const float* state) {
+  // Of bf16 a warp takes half a sector and the next warp the other half: no
+  // more bytes than of float32, and once in all rows of a step.
+  template <typename T>
+  __device__ __forceinline__ void Read(const T* state) {
 #pragma unroll
     for (int i = 0; i < kGroupKeys; ++i) {
-      s[i] = Turned(Load(state + KeyOf(group, i) * kHeadDim + offset));
+      s[i] = Turned(
+          Numbers(LoadState(state + KeyOf(group, i) * kHeadDim + offset)));
     }
   }
-  __device__ __forceinline__ void Write(float* state) const {
+  template <typename T>
+  __device__ __forceinline__ void Write(T* state) const {
 #pragma unroll
     for (int i = 0; i < kGroupKeys; ++i) {
-      Store(state + KeyOf(group, i) * kHeadDim + offset, Turned(s[i]));
+      StoreState(state + KeyOf(group, i) * kHeadDim + offset, Turned(s[i]));
     }
   }
 
@@ -181,7 +186,7 @@ struct WarpState {
 
 // A block runs kHeadDim / kSplit value columns of one head over the rows of
 // one sequence. A warp's columns need no other warp.
-template <int kSplit>
+template <int kSplit, typename T>
 __global__ void __launch_bounds__(kHeadDim / kSplit / kWarpColumns * 32, kSplit)
     RunHead(const __grid_constant__ Task task) {
   constexpr int kColumns = kHeadDim / kSplit;
@@ -198,7 +203,7 @@ __global__ void __launch_bounds__(kHeadDim / kSplit / kWarpColumns * 32, kSplit)
   stager.Begin(staged[0], begin, end);
   const int block_column = threadIdx.x / 32 * kWarpColumns;
   WarpState state(blockIdx.x * kColumns + block_column);
-  if (slot_in >= 0) state.Read(task.StateOf(slot_in, head));
+  if (slot_in >= 0) state.Read(task.StateOf<T>(slot_in, head));
   const int column = state.offset + state.turn;
   const int value = column - blockIdx.x * kColumns;
   float* to = task.mixed + task.ValueAt(head) + column;
@@ -220,7 +225,7 @@ __global__ void __launch_bounds__(kHeadDim / kSplit / kWarpColumns * 32, kSplit)
         to[static_cast<size_t>(base + i) * task.Channels()] = out;
       }
       const int slot_out = __float_as_int(row.gates.w);
-      if (slot_out >= 0) state.Write(task.StateOf(slot_out, head));
+      if (slot_out >= 0) state.Write(task.StateOf<T>(slot_out, head));
       row = next;
     }
   }
@@ -279,10 +284,8 @@ __device__ __forceinline__ void NormHead(const Task& task, int row, int head) {
   }
   const size_t to = static_cast<size_t>(row) * task.Values() + at;
   if (task.y_bf16) {
-    __nv_bfloat162 pairs[2] = {__floats2bfloat162_rn(y.x[0], y.x[1]),
-                               __floats2bfloat162_rn(y.x[2], y.x[3])};
     *reinterpret_cast<uint2*>(static_cast<__nv_bfloat16*>(task.y) + to) =
-        *reinterpret_cast<const uint2*>(pairs);
+        Rounded(y);
   } else {
     Store(static_cast<float*>(task.y) + to, y);
   }
@@ -310,7 +313,10 @@ template <int kSplit>
 absl::Status LaunchRun(DeviceQueue* queue, const Task& task) {
   const Grid grid{.blocks = dim3(kSplit, task.value_heads, task.step.sequences),
                   .threads = dim3(kHeadDim / kSplit / kWarpColumns * 32)};
-  return cuda::Launch(queue, "the GDN recurrence", RunHead<kSplit>, grid, task);
+  const auto kernel = task.state.dtype == GdnDType::kBF16
+                          ? RunHead<kSplit, __nv_bfloat16>
+                          : RunHead<kSplit, float>;
+  return cuda::Launch(queue, "the GDN recurrence", kernel, grid, task);
 }
 
 }  // namespace

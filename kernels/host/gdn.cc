@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "common/bf16.h"
 #include "kernels/device_gdn.h"
 #include "kernels/host/rows.h"
 #include "kernels/host/stream.h"
@@ -30,7 +31,7 @@ class Walker {
     std::fill(conv_.begin(), conv_.end(), 0.0f);
     std::fill(recurrent_.begin(), recurrent_.end(), 0.0f);
     if (slot < 0) return;
-    std::copy_n(state_.recurrent + slot * cell_, cell_, recurrent_.begin());
+    ReadRecurrent(slot);
     for (size_t i = 0; i + 1 < taps_; ++i) {
       const float* from =
           Ring(slot, position + static_cast<int32_t>(i + 1));  // oldest first
@@ -39,7 +40,7 @@ class Walker {
   }
 
   void Store(int32_t slot, int32_t position) {
-    std::copy_n(recurrent_.begin(), cell_, state_.recurrent + slot * cell_);
+    WriteRecurrent(slot);
     for (size_t i = 0; i + 1 < taps_; ++i) {
       // After the row: those of the positions before the next one.
       std::copy_n(&conv_[i * channels_],
@@ -80,6 +81,29 @@ class Walker {
   }
 
  private:
+  void ReadRecurrent(int32_t slot) {
+    const size_t at = slot * cell_;
+    if (state_.dtype == GdnDType::kF32) {
+      std::copy_n(
+          static_cast<float*>(state_.recurrent) + at, cell_, &recurrent_[0]);
+      return;
+    }
+    const auto* from = static_cast<uint16_t*>(state_.recurrent) + at;
+    std::transform(from, from + cell_, recurrent_.begin(), FromBf16);
+  }
+  // The row after goes on from what is not rounded.
+  void WriteRecurrent(int32_t slot) const {
+    const size_t at = slot * cell_;
+    if (state_.dtype == GdnDType::kF32) {
+      std::copy_n(
+          &recurrent_[0], cell_, static_cast<float*>(state_.recurrent) + at);
+      return;
+    }
+    std::transform(recurrent_.begin(),
+                   recurrent_.end(),
+                   static_cast<uint16_t*>(state_.recurrent) + at,
+                   ToBf16);
+  }
   // The row of a position, or of one that is taps_ away from it.
   float* Ring(int32_t slot, int32_t position) const {
     const size_t at = static_cast<size_t>(slot) * taps_ +

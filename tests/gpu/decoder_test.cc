@@ -6,8 +6,10 @@
 #include <algorithm>
 #include <numeric>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "common/bf16.h"
 #include "tests/testing/form.h"
 #include "tests/testing/golden.h"
 #include "tests/testing/model_runner.h"
@@ -25,13 +27,47 @@ constexpr double kBf16Logits = 3e-2;
 constexpr float kGapMin = 0.05f;
 constexpr int32_t kVocab = 2048;
 
-std::unique_ptr<ModelRunner> Rounded(testing::Form form) {
+std::unique_ptr<ModelRunner> Rounded(
+    testing::Form form,
+    kernels::GdnDType gdn = kernels::GdnDType::kF32,
+    kernels::Activations activations = kernels::Activations::kInt8) {
   return std::make_unique<ModelRunner>(testing::TinyModel(),
                                        nullptr,
                                        kernels::Backend::kCuda,
                                        nullptr,
-                                       kernels::Activations::kInt8,
-                                       form.gpu);
+                                       activations,
+                                       form.gpu,
+                                       std::vector<bool>(),
+                                       gdn);
+}
+
+// Greedy tokens from `logits` on, until the two best come close; how many.
+size_t FollowGreedy(ModelRunner& runner,
+                    const testing::GoldenPrompt& prompt,
+                    std::vector<float> logits,
+                    ModelRunner::Sequence* sequence) {
+  size_t followed = 0;
+  for (const int32_t token : prompt.greedy_until_eos()) {
+    std::vector<float> last(logits.end() - kVocab, logits.end());
+    EXPECT_EQ(testing::ArgMax(last), token) << "greedy token " << followed;
+    if (testing::ArgMax(last) != token) break;
+    std::nth_element(
+        last.begin(), last.begin() + 1, last.end(), std::greater<float>());
+    if (last[0] - last[1] < kGapMin) break;
+    auto step = runner.Step({{.sequence = sequence, .tokens = {token}}});
+    EXPECT_TRUE(step.ok()) << step.status();
+    if (!step.ok()) break;
+    logits = std::move((*step)[0]);
+    ++followed;
+  }
+  return followed;
+}
+
+std::vector<int32_t> Walk(uint32_t seed, int32_t count) {
+  testing::Seeded random(seed);
+  std::vector<int32_t> ids;
+  for (int32_t i = 0; i < count; ++i) ids.push_back(random.Int(kVocab));
+  return ids;
 }
 
 class DeviceDecoder : public ::testing::TestWithParam<testing::Form> {};
@@ -64,27 +100,62 @@ TEST_P(DeviceDecoder, GoldenPromptsInBf16) {
         testing::RelativeError((*logits)[0].data(), want.data(), want.size()),
         kBf16Logits);
     if (prompt.name != "story" && prompt.name != "len63") continue;
-    // Until the two best tokens come close.
-    size_t followed = 0;
-    for (const int32_t token : prompt.greedy_until_eos()) {
-      std::vector<float> last((*logits)[0].end() - kVocab, (*logits)[0].end());
-      ASSERT_EQ(testing::ArgMax(last), token) << "greedy token " << followed;
-      std::nth_element(
-          last.begin(), last.begin() + 1, last.end(), std::greater<float>());
-      if (last[0] - last[1] < kGapMin) break;
-      logits = runner->Step({{.sequence = &sequence, .tokens = {token}}});
-      ASSERT_TRUE(logits.ok()) << logits.status();
-      ++followed;
-    }
-    EXPECT_GE(followed, 3u);
+    EXPECT_GE(FollowGreedy(*runner, prompt, (*logits)[0], &sequence), 3u);
   }
 }
 
-std::vector<int32_t> Walk(uint32_t seed, int32_t count) {
-  testing::Seeded random(seed);
-  std::vector<int32_t> ids;
-  for (int32_t i = 0; i < count; ++i) ids.push_back(random.Int(kVocab));
-  return ids;
+// The prompt in short steps, so that states are rounded on the way.
+TEST_P(DeviceDecoder, GoldenPromptsWithStatesInBf16) {
+  CONCLAVE_REQUIRE_FORM(GetParam());
+  const auto runner = Rounded(GetParam(), kernels::GdnDType::kBF16);
+  for (const char* name : {"story", "len63"}) {
+    SCOPED_TRACE(name);
+    const testing::GoldenPrompt& prompt = testing::FindGolden(name);
+    auto sequence = runner->Open(1);
+    std::vector<float> last;
+    for (size_t at = 0; at < prompt.ids.size(); at += 8) {
+      const size_t end = std::min(at + 8, prompt.ids.size());
+      auto logits = runner->Step(
+          {{.sequence = &sequence,
+            .tokens = {prompt.ids.begin() + at, prompt.ids.begin() + end},
+            .prefill = true,
+            .logits_from = static_cast<int32_t>(end - at) - 1}});
+      ASSERT_TRUE(logits.ok()) << logits.status();
+      last = std::move((*logits)[0]);
+    }
+    const std::vector<float> want =
+        testing::GoldenTensors(prompt.name).Floats("logits");
+    EXPECT_LE(testing::RelativeError(
+                  last.data(), &want[want.size() - kVocab], kVocab),
+              kBf16Logits);
+    EXPECT_GE(FollowGreedy(*runner, prompt, last, &sequence), 3u);
+  }
+}
+
+bool IsBf16(float x) { return FromBf16(ToBf16(x)) == x; }
+
+TEST_P(DeviceDecoder, StatesAreStoredAsAsked) {
+  CONCLAVE_REQUIRE_FORM(GetParam());
+  constexpr auto kInt8 = kernels::Activations::kInt8;
+  constexpr auto kF32 = kernels::Activations::kF32;
+  const std::vector<int32_t> ids = Walk(5, 40);
+  std::vector<std::vector<float>> states;  // of the first layer
+  for (const auto& [gdn, activations] :
+       {std::pair(kernels::GdnDType::kF32, kInt8),
+        std::pair(kernels::GdnDType::kBF16, kInt8),
+        std::pair(kernels::GdnDType::kBF16, kF32)}) {
+    const auto runner = Rounded(GetParam(), gdn, activations);
+    auto sequence = runner->Open(2);
+    ASSERT_TRUE(runner->Prefill(&sequence, ids).ok());
+    const auto state = runner->decoder().GdnState(0, sequence.slot);
+    states.emplace_back(state.begin(), state.end());
+  }
+  // One step, so that only what is written differs.
+  std::vector<float> rounded = states[0];
+  for (float& x : rounded) x = FromBf16(ToBf16(x));
+  EXPECT_EQ(states[1], rounded);
+  // Exact mode is float32, whatever was asked.
+  EXPECT_FALSE(std::all_of(states[2].begin(), states[2].end(), IsBf16));
 }
 
 TEST_P(DeviceDecoder, PrefillInStepsIsPrefillAtOnce) {

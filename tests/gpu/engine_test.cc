@@ -3,8 +3,10 @@
 // tokens, however they are sampled and whoever runs beside.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "coordinator/model/device_needs.h"
@@ -125,15 +127,30 @@ TEST_P(DeviceEngine, SeedsAreReproducibleInBf16) {
   EXPECT_TRUE(gpu->engine->Lost().ok());
 }
 
+// Of one slot, all layers.
+int64_t RecurrentNumbers() {
+  const checkpoint::ModelConfig& c = testing::TinyModel().config();
+  const int64_t layers =
+      std::count(c.full_attention.begin(), c.full_attention.end(), false);
+  return layers * c.linear_num_value_heads * c.linear_value_head_dim *
+         c.linear_key_head_dim;
+}
+
 TEST_P(DeviceEngine, NeedsAreKnownBeforeLoading) {
   CONCLAVE_REQUIRE_FORM(GetParam());
-  for (const bool exact : {false, true}) {
+  int64_t slot_bytes[2][2] = {};
+  for (const auto& [exact, rounded] : {std::pair(false, false),
+                                       std::pair(false, true),
+                                       std::pair(true, false),
+                                       std::pair(true, true)}) {
+    const auto gdn =
+        rounded ? kernels::GdnDType::kBF16 : kernels::GdnDType::kF32;
     const auto queue = kernels::DeviceQueue::Create(GetParam().gpu);
     ASSERT_TRUE(queue.ok()) << queue.status();
     const auto needs = model::DeviceNeedsOf(
         testing::TinyModel(),
         queue->get(),
-        {.rows_max = 2056, .sequences_max = 8, .exact = exact});
+        {.rows_max = 2056, .sequences_max = 8, .exact = exact, .gdn = gdn});
     ASSERT_TRUE(needs.ok()) << needs.status();
     const auto decoder = model::Decoder::Create(
         testing::TinyModel(),
@@ -142,13 +159,24 @@ TEST_P(DeviceEngine, NeedsAreKnownBeforeLoading) {
         nullptr,
         {.kv_blocks = 64, .state_slots = 8, .step_rows = 2056},
         exact ? kernels::Activations::kF32 : kernels::Activations::kInt8,
-        {.gpu = GetParam().gpu, .progress = nullptr, .routed_here = {}});
+        {.gpu = GetParam().gpu,
+         .gdn = gdn,
+         .progress = nullptr,
+         .routed_here = {}});
     ASSERT_TRUE(decoder.ok()) << decoder.status();
     EXPECT_EQ(needs->weights,
               (*decoder)->dense_bytes() + (*decoder)->expert_bytes());
-    EXPECT_EQ(needs->each.per_kv_block, (*decoder)->state_bytes().per_kv_block);
+    const model::StateBytes each = (*decoder)->state_bytes();
+    EXPECT_EQ(needs->each.per_kv_block, each.per_kv_block);
+    EXPECT_EQ(needs->each.per_state_slot, each.per_state_slot);
     EXPECT_GT(needs->arrays, 0u);
+    slot_bytes[exact][rounded] = each.per_state_slot;
   }
+  // Two bytes less for each number of a recurrent state; convolution rows stay
+  // float32, and so does all in exact mode.
+  EXPECT_EQ(slot_bytes[0][0] - slot_bytes[0][1], RecurrentNumbers() * 2);
+  EXPECT_EQ(slot_bytes[1][0], slot_bytes[0][0]);
+  EXPECT_EQ(slot_bytes[1][1], slot_bytes[0][0]);
 }
 
 }  // namespace

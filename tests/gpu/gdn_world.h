@@ -2,17 +2,15 @@
 #pragma once
 
 #include <algorithm>
-#include <bit>
 #include <cstdint>
 #include <limits>
 #include <memory>
 #include <utility>
 #include <vector>
 
+#include "common/bf16.h"
 #include "kernels/device_gdn.h"
-#include "kernels/sequence_forms.h"
 #include "tests/gpu/device_values.h"
-#include "tests/testing/machine.h"
 #include "tests/testing/seeded.h"
 
 namespace conclave::kernels {
@@ -37,13 +35,14 @@ class GdnWorld {
   GdnWorld(int32_t key_heads,
            int32_t value_heads,
            int32_t slots,
-           int32_t device = 0)
-      : slots(slots) {
+           int32_t gpu = 0,
+           GdnDType dtype = GdnDType::kF32)
+      : slots(slots), dtype_(dtype) {
     shape.key_heads = key_heads;
     shape.value_heads = value_heads;
     shape.key_dim = shape.value_dim = 128;
     shape.conv_kernel = 4;
-    auto created = DeviceQueue::Create(device);
+    auto created = DeviceQueue::Create(gpu);
     EXPECT_TRUE(created.ok()) << created.status();
     queue_ = *std::move(created);
     conv_ = testing::Seeded(1).Floats(Channels() * 4, 0.5);
@@ -74,12 +73,19 @@ class GdnWorld {
     b_shift_ = b_shift;
   }
 
+  // As states hold them.
+  std::vector<float> Stored(std::vector<float> values) const {
+    if (dtype_ == GdnDType::kF32) return values;
+    for (float& x : values) x = FromBf16(ToBf16(x));
+    return values;
+  }
+
   // A random state of a sequence whose next row is at `position`. What lies at
   // that row of the ring must not be read.
   void FillSlot(int32_t slot, int32_t position, uint32_t seed) {
     testing::Seeded random(seed);
     const auto conv = random.Floats(Channels() * 3);
-    const auto state = random.Floats(StateSize(), 0.1);
+    const auto state = Stored(random.Floats(StateSize(), 0.1));
     std::copy(conv.begin(), conv.end(), &plain_conv[slot * conv.size()]);
     for (auto* to : {&recurrent, &plain_recurrent}) {
       std::copy(state.begin(), state.end(), to->begin() + slot * state.size());
@@ -131,7 +137,7 @@ class GdnWorld {
     const auto dt_bias = Up(*queue_, dt_bias_);
     const auto norm = Up(*queue_, norm_);
     const auto rings = Up(*queue_, ring);
-    const auto states = Up(*queue_, recurrent);
+    const auto states = UpStates();
     const auto projected = Up(*queue_, all);
     const size_t count = step.step.rows * Values();
     const auto y = Room(*queue_, count * (bf16 ? 2 : 4));
@@ -148,7 +154,7 @@ class GdnWorld {
         DeviceGdn(queue_.get(),
                   shape,
                   weights,
-                  {rings.as<float>(), states.as<float>()},
+                  {rings.as<float>(), states.as<void>(), dtype_},
                   step.step,
                   form,
                   projected.as<float>(),
@@ -156,55 +162,36 @@ class GdnWorld {
                   {y.as<void>(), bf16});
     EXPECT_TRUE(status.ok()) << status;
     ring = Down(*queue_, rings.as<float>(), ring.size());
-    recurrent = Down(*queue_, states.as<float>(), recurrent.size());
-    if (!bf16) return Down(*queue_, y.as<float>(), count);
-    std::vector<float> out;
-    for (const uint16_t x : Down(*queue_, y.as<uint16_t>(), count)) {
-      out.push_back(std::bit_cast<float>(static_cast<uint32_t>(x) << 16));
-    }
-    return out;
+    recurrent = DownFloats(states, recurrent.size(), dtype_ == GdnDType::kBF16);
+    return DownFloats(y, count, bf16);
   }
 
-  std::vector<float> Plain(const std::vector<GdnPiece>& pieces) {
-    GdnWeights weights;
-    weights.conv = conv_;
-    weights.a_log = a_log_;
-    weights.dt_bias = dt_bias_;
-    weights.norm = norm_;
-    const GdnState state = {plain_conv, plain_recurrent};
-    Machine machine(Backend::kCpuPlain);
-    const size_t heads = shape.value_heads;
-    const size_t widths[4] = {Channels(), Values(), heads, heads};
-    std::vector<float> out;
-    for (const GdnPiece& piece : pieces) {
-      const auto rows = Projected(piece);
-      std::vector<float> parts[4];  // mixed, z, b, a
-      const float* at = rows.data();
-      for (int32_t row = 0; row < piece.rows; ++row) {
-        for (int i = 0; i < 4; ++i) {
-          parts[i].insert(parts[i].end(), at, at + widths[i]);
-          at += widths[i];
-        }
-      }
-      std::vector<float> y(piece.rows * Values());
-      SequenceRows sequence;
-      sequence.rows = piece.rows;
-      sequence.position = piece.position;
-      sequence.state_slot_in = piece.slot_in;
-      sequence.state_slots_out = piece.slots_out;
-      const GdnRows all = {parts[0], parts[1], parts[2], parts[3], y};
-      plain::Gdn(machine.context, shape, weights, state, sequence, all);
-      out.insert(out.end(), y.begin(), y.end());
-    }
-    return out;
-  }
+  std::vector<float> Plain(const std::vector<GdnPiece>& pieces);
 
-  int32_t slots;
+  const int32_t slots;
   GdnShape shape;
   std::vector<float> ring, recurrent;              // on the device
   std::vector<float> plain_conv, plain_recurrent;  // the plain twin's
 
  private:
+  DeviceBuffer UpStates() {
+    if (dtype_ == GdnDType::kF32) return Up(*queue_, recurrent);
+    std::vector<uint16_t> rounded;
+    for (const float x : recurrent) rounded.push_back(ToBf16(x));
+    return Up(*queue_, rounded);
+  }
+  std::vector<float> DownFloats(const DeviceBuffer& from,
+                                size_t count,
+                                bool bf16) {
+    if (!bf16) return Down(*queue_, from.as<float>(), count);
+    std::vector<float> out;
+    for (const uint16_t x : Down(*queue_, from.as<uint16_t>(), count)) {
+      out.push_back(FromBf16(x));
+    }
+    return out;
+  }
+
+  const GdnDType dtype_;
   std::unique_ptr<DeviceQueue> queue_;
   std::vector<float> conv_, a_log_, dt_bias_, norm_;
   float b_shift_ = 0;  // of what becomes beta

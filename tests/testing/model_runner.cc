@@ -31,7 +31,8 @@ ModelRunner::ModelRunner(const checkpoint::Checkpoint& checkpoint,
                          ThreadPool* pool,
                          kernels::Activations activations,
                          int32_t gpu,
-                         const std::vector<bool>& routed_here)
+                         const std::vector<bool>& routed_here,
+                         kernels::GdnDType gdn)
     : vocab_(checkpoint.config().vocab_size) {
   auto decoder = model::Decoder::Create(
       checkpoint,
@@ -40,7 +41,10 @@ ModelRunner::ModelRunner(const checkpoint::Checkpoint& checkpoint,
       pool,
       {.kv_blocks = kSequences * kBlocks, .state_slots = kSequences},
       activations,
-      {.gpu = gpu, .progress = nullptr, .routed_here = routed_here});
+      {.gpu = gpu,
+       .gdn = gdn,
+       .progress = nullptr,
+       .routed_here = routed_here});
   EXPECT_TRUE(decoder.ok()) << decoder.status();
   if (decoder.ok()) decoder_ = *std::move(decoder);
 }

@@ -28,7 +28,8 @@ class ModelRunner {
               ThreadPool* pool,
               kernels::Activations activations = kernels::Activations::kF32,
               int32_t gpu = 0,
-              const std::vector<bool>& routed_here = {});
+              const std::vector<bool>& routed_here = {},
+              kernels::GdnDType gdn = kernels::GdnDType::kF32);
 
   struct Sequence {
     int32_t position = 0;

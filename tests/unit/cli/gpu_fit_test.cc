@@ -68,7 +68,8 @@ TEST(GpuFit, RefusesWithBothNumbers) {
                     HasSubstr("weights 75.0 GB"),
                     HasSubstr("keys and values 0.513 GB"),
                     HasSubstr("states 1.6"),
-                    HasSubstr("arrays of a step 2.0")));
+                    HasSubstr("arrays of a step 2.0"),
+                    HasSubstr("coordinator.gdn_state to bf16")));
 }
 
 }  // namespace

@@ -60,6 +60,7 @@ TEST(ClusterConfig, LeftOutFieldsTakeTheDefaultsOfTheSchema) {
   EXPECT_EQ(c.coordinator().backend(), "auto");
   EXPECT_EQ(c.coordinator().gpu(), 0);
   EXPECT_EQ(c.coordinator().kv_dtype(), "bf16");
+  EXPECT_EQ(c.coordinator().gdn_state(), "f32");
   EXPECT_EQ(c.limits().max_body_bytes(), 8 << 20);
   EXPECT_TRUE(Validate(DefaultClusterConfig()).ok());
 }

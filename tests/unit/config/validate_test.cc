@@ -25,8 +25,8 @@ TEST(Validate, EachRuleNamesItsField) {
        "coordinator.backend: must be 'auto' or 'cuda' or 'cpu' or "
        "'cpu-plain', is 'gpu'"},
       {"coordinator: {gpu: -1}", "coordinator.gpu: must be in [0, "},
-      {"coordinator: {kv_dtype: f16}",
-       "coordinator.kv_dtype: must be 'bf16' or 'fp8'"},
+      {"coordinator: {kv_dtype: f16}", "kv_dtype: must be 'bf16' or 'fp8'"},
+      {"coordinator: {gdn_state: fp8}", "gdn_state: must be 'f32' or 'bf16'"},
       {"workers: [{name: a, address: \"h:1\", link_gb_per_s: -1}]",
        "workers[0].link_round_trip_us and link_gb_per_s: must not be"},
       {"exchange: {rows: fp8}", "exchange.rows: must be 'f32' or 'bf16'"},

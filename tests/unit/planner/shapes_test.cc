@@ -56,6 +56,7 @@ TEST(Shapes, WhatASequenceOwns) {
   const auto shape = *ShapeOf("397b-a17b");
   EXPECT_EQ(KvBytesPerToken(shape, 2), 30'720u);
   EXPECT_EQ(StateBytes(shape, 4), 188'743'680u + 2u * 3'317'760u);
+  EXPECT_EQ(StateBytes(shape, 2), 188'743'680u / 2 + 2u * 3'317'760u);
 }
 
 TEST(Shapes, UnknownNamesListTheKnown) {

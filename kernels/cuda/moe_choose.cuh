@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "kernels/cuda/fragments.cuh"
+#include "kernels/device_moe.h"
+
+// The choice of a row's experts by one warp: docs/qwen3.5-moe 3.5. Logits are
+// read from L2: other blocks of the same kernel may have written them.
+namespace conclave::kernels::cuda {
+
+inline constexpr int kExpertsMax = 1024;
+inline constexpr int kPerLane = kExpertsMax / kLanes;
+inline constexpr int kTopKMax = 32;
+inline constexpr unsigned kAll = 0xffffffffu;
+
+__device__ __forceinline__ float WarpSum(float x) {
+#pragma unroll
+  for (int i = 16; i > 0; i /= 2) x += __shfl_xor_sync(kAll, x, i);
+  return x;
+}
+
+struct Logits {
+  const float* at;  // [planes, ...]
+  int32_t planes;
+  int64_t plane_stride;
+};
+
+// sums[i] = the logit of the row's expert i * 32 + lane, or -infinity; several
+// planes are on their way at once.
+template <int PerLane>
+__device__ __forceinline__ void SumPlanes(const Logits& logits,
+                                          int64_t row,
+                                          int experts,
+                                          float (&sums)[PerLane]) {
+  constexpr int kAhead = 3;
+  const int lane = threadIdx.x % kLanes;
+#pragma unroll
+  for (int i = 0; i < PerLane; ++i) {
+    sums[i] = i * kLanes + lane < experts ? 0.0f : -INFINITY;
+  }
+  for (int first = 0; first < logits.planes; first += kAhead) {
+    float value[kAhead][PerLane];
+#pragma unroll
+    for (int j = 0; j < kAhead; ++j) {
+      const float* from =
+          logits.at + (first + j) * logits.plane_stride + row + lane;
+#pragma unroll
+      for (int i = 0; i < PerLane; ++i) {
+        const bool there =
+            first + j < logits.planes && i * kLanes + lane < experts;
+        value[j][i] = there ? __ldcg(from + i * kLanes) : 0.0f;
+      }
+    }
+#pragma unroll
+    for (int j = 0; j < kAhead; ++j) {
+#pragma unroll
+      for (int i = 0; i < PerLane; ++i) sums[i] += value[j][i];
+    }
+  }
+}
+
+// Numbers that compare as the floats do; those that are no numbers are lowest.
+__device__ __forceinline__ uint32_t Rank(float x) {
+  const uint32_t bits = __float_as_uint(x);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return 0;
+  return (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;
+}
+__device__ __forceinline__ float Unrank(uint32_t rank) {
+  return __uint_as_float((rank & 0x80000000u) != 0 ? rank & 0x7fffffffu
+                                                   : ~rank);
+}
+
+// The chosen experts of one row, by one warp; lane l holds experts l, l + 32...
+template <int PerLane>
+__device__ __forceinline__ void TopK(const Logits& logits,
+                                     const DeviceEntries& e,
+                                     int row) {
+  const int lane = threadIdx.x % kLanes;
+  const int experts = e.experts - 1;
+  const int top_k = e.per_row - 1;
+  const int64_t first = static_cast<int64_t>(row) * e.experts;
+  float p[PerLane];
+  float gate = 0;
+  for (int j = 0; j < logits.planes; ++j) {
+    gate += __ldcg(logits.at + j * logits.plane_stride + first + experts);
+  }
+  SumPlanes<PerLane>(logits, first, experts, p);
+  uint32_t rank[PerLane];
+#pragma unroll
+  for (int i = 0; i < PerLane; ++i) rank[i] = Rank(p[i]);
+  float largest = 0;
+  float mine = 0;  // probability of choice `lane`
+  int chosen = 0;
+  for (int k = 0; k < top_k; ++k) {
+    uint32_t best = 0;
+    int at = kExpertsMax;
+#pragma unroll
+    for (int i = 0; i < PerLane; ++i) {
+      if (rank[i] > best) {
+        best = rank[i];
+        at = i * kLanes + lane;
+      }
+    }
+    const uint32_t most = __reduce_max_sync(kAll, best);
+    at = static_cast<int>(__reduce_min_sync(
+        kAll, best == most ? static_cast<unsigned>(at) : kExpertsMax));
+    // Logits that are not numbers must still name experts that exist.
+    if (at >= experts) at = k;
+    const float value = Unrank(most);
+    if (k == 0) largest = value;
+    if (lane == k) {
+      mine = expf(value - largest);
+      chosen = at;
+    }
+#pragma unroll
+    for (int i = 0; i < PerLane; ++i) {
+      if (i * kLanes + lane == at) rank[i] = 0;
+    }
+  }
+  // The softmax's own sum cancels against that of the chosen.
+  const float sum = WarpSum(lane < top_k ? mine : 0.0f);
+  const int64_t base = static_cast<int64_t>(row) * e.per_row;
+  if (lane < top_k) {
+    e.expert[base + lane] = chosen;
+    e.weight[base + lane] = mine / sum;
+  }
+  if (lane == 0) {
+    e.expert[base + top_k] = experts;
+    e.weight[base + top_k] = 1.0f / (1.0f + expf(-gate));
+  }
+}
+
+__device__ __forceinline__ void TopKOfAny(const Logits& logits,
+                                          const DeviceEntries& e,
+                                          int row) {
+  constexpr int kFew = 8, kSome = 16;  // experts of a lane
+  if (e.experts - 1 <= kFew * kLanes) {
+    TopK<kFew>(logits, e, row);
+  } else if (e.experts - 1 <= kSome * kLanes) {
+    TopK<kSome>(logits, e, row);
+  } else {
+    TopK<kPerLane>(logits, e, row);
+  }
+}
+
+// Of a step of one row: each choice is a group of its own, in no further order.
+__device__ __forceinline__ void ChooseAlone(const Logits& logits,
+                                            const DeviceEntries& e) {
+  TopKOfAny(logits, e, 0);
+  __syncwarp();
+  const int lane = static_cast<int>(threadIdx.x) % kLanes;
+  for (int pair = lane; pair < e.per_row; pair += kLanes) {
+    reinterpret_cast<int4*>(e.groups)[pair] = {e.expert[pair], pair, 1, 0};
+    e.row[pair] = 0;
+    e.place[pair] = pair;
+  }
+  if (lane == 0) *e.group_count = e.per_row;
+}
+
+}  // namespace conclave::kernels::cuda
