@@ -6,10 +6,9 @@
 #include "kernels/device_gdn.h"
 
 // What the forms of Gated DeltaNet share. Two of them, for one row a sequence
-// and for rows one after the other, give the same bits, so
-// every sum here has one order: roundings are spelled out (__fmaf_rn, ...),
-// sums over lanes and key groups are trees by the bits of their index, lowest
-// bit first.
+// and for rows one after the other, give the same bits, so every sum here has
+// one order: roundings are spelled out (__fmaf_rn, ...), sums over lanes and
+// key groups are trees by the bits of their index, lowest bit first.
 namespace conclave::kernels::cuda::gdn {
 
 constexpr int kHeadDim = 128;  // of keys and of values
@@ -180,8 +179,5 @@ absl::Status Decode(DeviceQueue* queue, const Task& task);
 absl::Status ConvolveRows(DeviceQueue* queue, const Task& task);
 absl::Status RunRows(DeviceQueue* queue, const Task& task);
 absl::Status NormRows(DeviceQueue* queue, const Task& task);
-// In RunRows' place, in chunks; where the device has the shared memory.
-bool CanRunChunks(const DeviceQueue& queue);
-absl::Status RunChunks(DeviceQueue* queue, const Task& task);
 
 }  // namespace conclave::kernels::cuda::gdn

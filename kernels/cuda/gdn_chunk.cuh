@@ -60,5 +60,8 @@ __device__ __forceinline__ int LastOfChunk(uint64_t slots, int row, int rows) {
 // Writes task.inverse and task.scores; rounds q and k in task.mixed; makes a
 // row's gates G_i, b_i, G_n / G_i, slot_out.
 absl::Status PrepareChunks(DeviceQueue* queue, const Task& task);
+// In RunRows' place, that with it, where the device has the shared memory.
+bool CanRunChunks(const DeviceQueue& queue);
+absl::Status RunChunks(DeviceQueue* queue, const Task& task);
 
 }  // namespace conclave::kernels::cuda::gdn

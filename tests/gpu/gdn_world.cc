@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "tests/gpu/gdn_world.h"
 
+#include <algorithm>
+
 #include "kernels/sequence_forms.h"
 #include "tests/testing/machine.h"
 
@@ -32,7 +34,9 @@ std::vector<float> GdnWorld::Plain(const std::vector<GdnPiece>& pieces) {
     sequence.rows = piece.rows;
     sequence.position = piece.position;
     sequence.state_slot_in = piece.slot_in;
-    sequence.state_slots_out = piece.slots_out;
+    auto slots_out = piece.slots_out;
+    std::replace(slots_out.begin(), slots_out.end(), -1, slots);
+    sequence.state_slots_out = slots_out;
     const GdnRows all = {parts[0], parts[1], parts[2], parts[3], y};
     plain::Gdn(machine.context, shape, weights, state, sequence, all);
     out.insert(out.end(), y.begin(), y.end());

@@ -53,8 +53,8 @@ class GdnWorld {
     norm_ = testing::Seeded(4).Floats(128, 1.5);
     ring.assign(slots * Channels() * 4, 7.0f);
     recurrent.assign(slots * StateSize(), 7.0f);
-    plain_conv.assign(slots * Channels() * 3, 7.0f);
-    plain_recurrent = recurrent;
+    plain_conv.assign((slots + 1) * Channels() * 3, 7.0f);
+    plain_recurrent.assign((slots + 1) * StateSize(), 7.0f);
   }
 
   size_t Channels() const { return shape.channels(); }
@@ -170,8 +170,9 @@ class GdnWorld {
 
   const int32_t slots;
   GdnShape shape;
-  std::vector<float> ring, recurrent;              // on the device
-  std::vector<float> plain_conv, plain_recurrent;  // the plain twin's
+  std::vector<float> ring, recurrent;  // on the device
+  // The plain twin's, with one more slot for rows that have none.
+  std::vector<float> plain_conv, plain_recurrent;
 
  private:
   DeviceBuffer UpStates() {
