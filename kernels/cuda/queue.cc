@@ -93,7 +93,6 @@ absl::StatusOr<DeviceBuffer> DeviceQueue::Allocate(size_t bytes,
   const absl::Status status = ToStatus(
       cudaMalloc(&out.data_, std::max<size_t>(bytes, 1)), "allocating memory");
   if (!status.ok()) {
-    cudaGetLastError();  // it is told here, not by the next launch
     size_t free_bytes = 0;
     size_t total_bytes = 0;
     cudaMemGetInfo(&free_bytes, &total_bytes);

@@ -52,11 +52,8 @@ absl::StatusOr<double> MeasureReadBandwidth(int32_t device,
                                             int32_t repeats) {
   RETURN_IF_ERROR(ToStatus(cudaSetDevice(device), "choosing the device"));
   void* raw = nullptr;
-  const cudaError_t allocated = cudaMalloc(&raw, bytes + sizeof(uint32_t));
-  if (allocated != cudaSuccess) {
-    cudaGetLastError();  // it is told here, not by the next launch
-    return ToStatus(allocated, "allocating the buffer to read");
-  }
+  RETURN_IF_ERROR(ToStatus(cudaMalloc(&raw, bytes + sizeof(uint32_t)),
+                           "allocating the buffer to read"));
   const std::unique_ptr<void, FreeDevice> memory(raw);
   RETURN_IF_ERROR(ToStatus(cudaMemset(raw, 1, bytes), "filling the buffer"));
   int processors = 0;

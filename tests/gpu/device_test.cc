@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include "tests/gpu/product_world.h"
 #include "tests/gpu/require_gpu.h"
 
 namespace conclave::kernels {
@@ -35,6 +36,17 @@ TEST(CudaDevice, RefusesWhatDoesNotFit) {
   CONCLAVE_REQUIRE_GPU();
   const auto bandwidth = MeasureReadBandwidth(0, uint64_t{1} << 50, 1);
   EXPECT_EQ(bandwidth.status().code(), absl::StatusCode::kResourceExhausted);
+}
+
+// What was refused is told by that call alone, not by the launch that follows.
+TEST(CudaDevice, ARefusedCallIsToldOnce) {
+  CONCLAVE_REQUIRE_GPU();
+  EXPECT_FALSE(DeviceQueue::Create(4096).ok());
+  const auto queue = NewQueue();
+  ASSERT_NE(queue, nullptr);
+  const AnyWeight weight("bf16", 1, 16, 64);
+  OnDevice made(*queue, {weight.view()});
+  EXPECT_TRUE(queue->Wait().ok());
 }
 
 // Without a GPU every call says why, and nothing aborts.
