@@ -109,6 +109,31 @@ WeightView Rows(const WeightView& w, int64_t begin, int64_t count) {
   return out;
 }
 
+int64_t RowBytes(const WeightView& w) {
+  constexpr int64_t kByte = 8;
+  return w.packing == Packing::kAffine
+             ? w.cols * w.bits / kByte
+             : w.cols * static_cast<int64_t>(SizeOf(w.dtype));
+}
+
+WeightView Columns(const WeightView& w, int64_t begin, int64_t end) {
+  const int64_t group = w.packing == Packing::kPlain    ? 1
+                        : w.packing == Packing::kAffine ? w.group
+                                                        : kFp8Block;
+  CONCLAVE_CHECK(begin >= 0 && begin <= end && end <= w.cols);
+  CONCLAVE_CHECK(begin % group == 0 && (end % group == 0 || end == w.cols));
+  WeightView skipped = w;
+  skipped.cols = begin;
+  WeightView out = w;
+  out.data = static_cast<const char*>(w.data) + RowBytes(skipped);
+  out.cols = end - begin;
+  if (w.packing != Packing::kPlain) {
+    out.scales = Advance(w.scales, begin / group);
+    out.biases = Advance(w.biases, begin / group);
+  }
+  return out;
+}
+
 void DecodeRow(const WeightView& w, int64_t row, std::span<float> out) {
   switch (w.packing) {
     case Packing::kAffine:

@@ -45,6 +45,12 @@ WeightView ViewOf(const StoredWeight& weight);
 // Rows [begin, begin + count).
 WeightView Rows(const WeightView& w, int64_t begin, int64_t count);
 
+// Columns [begin, end): whole groups or blocks of scales, but for the last.
+WeightView Columns(const WeightView& w, int64_t begin, int64_t end);
+
+// Bytes of `cols` numbers of a row, without what stands between rows.
+int64_t RowBytes(const WeightView& w);
+
 // Row `row` in float32, as the format defines it: what the plain twins use.
 // out is [cols].
 void DecodeRow(const WeightView& w, int64_t row, std::span<float> out);

@@ -123,6 +123,7 @@ absl::StatusOr<ShapeBench> PrepareShape(int32_t sequences,
                  layout.cols = cols;
                  return layout;
                }},
+          {},
           queue.get()));
   const int32_t blocks = (tokens + limits::kKvBlockTokens - 1) /
                          limits::kKvBlockTokens * sequences;

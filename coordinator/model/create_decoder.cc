@@ -48,7 +48,8 @@ absl::StatusOr<std::unique_ptr<Decoder>> CreateOnDevice(
   }
   ASSIGN_OR_RETURN(
       DeviceWeights weights,
-      LoadDeviceWeights(checkpoint, queue.get(), here, place.progress));
+      LoadDeviceWeights(
+          checkpoint, queue.get(), {.here = here, .progress = place.progress}));
   const int32_t rows =
       sizes.step_rows > 0 ? sizes.step_rows : limits::kStepRowsMax;
   return DeviceDecoder::Create(

@@ -159,14 +159,20 @@ absl::Status DeviceMemory::AllocateArrays(DeviceQueue* queue,
   const size_t filled = sequences + sequences / 2;
   const size_t row_bytes = static_cast<size_t>(c.vocab_size) * sizeof(float);
   const size_t wanted =
-      std::max(filled, std::min(rows, kLogitBytes / row_bytes));
+      options.head ? std::max(filled, std::min(rows, kLogitBytes / row_bytes))
+                   : 0;
   wanted_max_ = static_cast<int32_t>(wanted);
-  const size_t scratch = std::max(
-      kernels::GdnScratchFloats(gdn_, gdn_form(), static_cast<int32_t>(rows)),
-      kernels::AttentionScratchFloats(*queue,
-                                      attention_,
-                                      static_cast<int32_t>(rows),
-                                      static_cast<int32_t>(filled)));
+  // A rank without heads has no mixers.
+  const size_t scratch =
+      attention_.heads == 0
+          ? 0
+          : std::max(
+                kernels::GdnScratchFloats(
+                    gdn_, gdn_form(), static_cast<int32_t>(rows)),
+                kernels::AttentionScratchFloats(*queue,
+                                                attention_,
+                                                static_cast<int32_t>(rows),
+                                                static_cast<int32_t>(filled)));
   const size_t groups = std::max(pairs / 8 + experts_ + 1,
                                  size_t{1});  // of kernels::GroupsMax at least
   // Few rows may come in planes.

@@ -31,6 +31,7 @@ class DeviceMemory {
     bool exact = false;
     kernels::KvDType kv = kernels::KvDType::kBF16;
     kernels::GdnDType gdn = kernels::GdnDType::kF32;
+    bool head = true;  // logits are computed here
   };
   static absl::StatusOr<DeviceMemory> Create(
       kernels::DeviceQueue* queue,

@@ -11,6 +11,7 @@
 #include "coordinator/model/device_memory.h"
 #include "coordinator/model/device_weights.h"
 #include "coordinator/model/device_weights_maker.h"
+#include "coordinator/model/rank_sources.h"
 #include "coordinator/model/shapes.h"
 
 namespace conclave::model {
@@ -20,71 +21,95 @@ using checkpoint::Checkpoint;
 using checkpoint::ModelConfig;
 using Maker = DeviceWeightsMaker;
 
-// Linears of a module each, which lie as the checkpoint has them.
-absl::Status CountLinears(const Checkpoint& checkpoint,
-                          const std::vector<std::string>& modules,
-                          Maker* maker) {
-  std::vector<Source> sources;
-  for (const std::string& module : modules) {
-    ASSIGN_OR_RETURN(const checkpoint::Linear linear,
-                     checkpoint::FindLinear(checkpoint, module));
-    sources.push_back({linear.layout});
-  }
-  DeviceLinears none;
-  return maker->Linears(sources, modules[0], &none);
+absl::StatusOr<Source> Stored(const Checkpoint& checkpoint,
+                              const std::string& module) {
+  ASSIGN_OR_RETURN(const checkpoint::Linear linear,
+                   checkpoint::FindLinear(checkpoint, module));
+  return Source{linear.layout};
 }
 
-absl::Status CountMixer(const Checkpoint& checkpoint, size_t i, Maker* maker) {
+absl::Status Count(const std::vector<Source>& sources,
+                   const std::string& what,
+                   Maker* maker) {
+  DeviceLinears none;
+  return maker->Linears(sources, what, &none);
+}
+
+absl::Status CountAttention(const Checkpoint& checkpoint,
+                            const RankCut& cut,
+                            size_t i,
+                            Maker* maker) {
+  const std::string at = absl::StrCat("layers.", i, ".self_attn.");
   const ModelConfig& c = checkpoint.config();
-  if (c.full_attention[i]) {
-    const std::string at = absl::StrCat("layers.", i, ".self_attn.");
-    RETURN_IF_ERROR(CountLinears(
-        checkpoint, {at + "q_proj", at + "k_proj", at + "v_proj"}, maker));
-    maker->CountFloats(2 * int64_t{c.head_dim});
-    return CountLinears(checkpoint, {at + "o_proj"}, maker);
-  }
+  AttentionSources all;
+  ASSIGN_OR_RETURN(all.q, Stored(checkpoint, at + "q_proj"));
+  ASSIGN_OR_RETURN(all.k, Stored(checkpoint, at + "k_proj"));
+  ASSIGN_OR_RETURN(all.v, Stored(checkpoint, at + "v_proj"));
+  ASSIGN_OR_RETURN(all.o, Stored(checkpoint, at + "o_proj"));
+  ASSIGN_OR_RETURN(const auto in, PartIn(all, c, cut));
+  ASSIGN_OR_RETURN(const Source out, PartOut(all, c, cut, at + "o_proj"));
+  RETURN_IF_ERROR(Count(in, at + "q_proj", maker));
+  maker->CountFloats(2 * int64_t{c.head_dim});
+  return Count({out}, at + "o_proj", maker);
+}
+
+absl::Status CountGdn(const Checkpoint& checkpoint,
+                      const RankCut& cut,
+                      size_t i,
+                      Maker* maker) {
   const std::string at = absl::StrCat("layers.", i, ".linear_attn.");
-  RETURN_IF_ERROR(CountLinears(checkpoint,
-                               {at + "in_proj_qkv",
-                                at + "in_proj_z",
-                                at + "in_proj_b",
-                                at + "in_proj_a"},
-                               maker));
-  const kernels::GdnShape gdn = GdnShapeOf(c);
+  const ModelConfig& c = checkpoint.config();
+  GdnSources all;
+  ASSIGN_OR_RETURN(all.qkv, Stored(checkpoint, at + "in_proj_qkv"));
+  ASSIGN_OR_RETURN(all.z, Stored(checkpoint, at + "in_proj_z"));
+  ASSIGN_OR_RETURN(all.b, Stored(checkpoint, at + "in_proj_b"));
+  ASSIGN_OR_RETURN(all.a, Stored(checkpoint, at + "in_proj_a"));
+  ASSIGN_OR_RETURN(all.out, Stored(checkpoint, at + "out_proj"));
+  ASSIGN_OR_RETURN(const auto in, PartIn(all, c, cut));
+  ASSIGN_OR_RETURN(const Source out, PartOut(all, c, cut, at + "out_proj"));
+  RETURN_IF_ERROR(Count(in, at + "in_proj_qkv", maker));
+  const kernels::GdnShape gdn = GdnShapeOf(ConfigOf(c, cut));
   maker->CountFloats(int64_t{gdn.channels()} * gdn.conv_kernel +
                      2 * int64_t{gdn.value_heads} + gdn.value_dim);
-  return CountLinears(checkpoint, {at + "out_proj"}, maker);
+  return Count({out}, at + "out_proj", maker);
 }
 
 absl::Status CountMoe(const Checkpoint& checkpoint,
+                      const RankCut& cut,
                       size_t i,
                       bool routed,
                       Maker* maker) {
   const std::string at = absl::StrCat("layers.", i, ".mlp.");
-  RETURN_IF_ERROR(CountLinears(
-      checkpoint, {at + "gate", at + "shared_expert_gate"}, maker));
-  ASSIGN_OR_RETURN(const checkpoint::Expert expert,
-                   checkpoint::FindExpert(checkpoint, at, ExpertId{0}));
-  std::vector<Source> shared;
-  for (const char* part : {"gate_proj", "up_proj", "down_proj"}) {
-    ASSIGN_OR_RETURN(const checkpoint::Linear linear,
-                     checkpoint::FindLinear(
-                         checkpoint, absl::StrCat(at, "shared_expert.", part)));
-    shared.push_back({linear.layout});
-  }
+  const ModelConfig& c = checkpoint.config();
+  ASSIGN_OR_RETURN(const Source router, Stored(checkpoint, at + "gate"));
+  ASSIGN_OR_RETURN(const Source gate,
+                   Stored(checkpoint, at + "shared_expert_gate"));
+  RETURN_IF_ERROR(Count({router, gate}, at + "gate", maker));
+  ExpertSources shared;
+  ASSIGN_OR_RETURN(shared.gate,
+                   Stored(checkpoint, at + "shared_expert.gate_proj"));
+  ASSIGN_OR_RETURN(shared.up, Stored(checkpoint, at + "shared_expert.up_proj"));
+  ASSIGN_OR_RETURN(shared.down,
+                   Stored(checkpoint, at + "shared_expert.down_proj"));
+  ASSIGN_OR_RETURN(
+      shared,
+      PartOf(shared, cut.shared_columns, LayerName(i, "shared_expert")));
   std::vector<kernels::DeviceExpertStack> none;
   if (!routed) {
-    return maker->SharedExpert(checkpoint.config().num_experts,
-                               {shared[0], shared[1], shared[2]},
-                               LayerName(i, "shared_expert"),
-                               &none);
+    return maker->SharedExpert(
+        c.num_experts, shared, LayerName(i, "shared_expert"), &none);
   }
+  ASSIGN_OR_RETURN(const checkpoint::Expert expert,
+                   checkpoint::FindExpert(checkpoint, at, ExpertId{0}));
+  ASSIGN_OR_RETURN(
+      const ExpertSources part,
+      PartOf({{expert.gate.layout}, {expert.up.layout}, {expert.down.layout}},
+             cut.columns,
+             LayerName(i, "experts")));
   return maker->Experts(
-      checkpoint.config().num_experts,
-      [&](int32_t) -> Maker::ExpertSources {
-        return {{expert.gate.layout}, {expert.up.layout}, {expert.down.layout}};
-      },
-      {shared[0], shared[1], shared[2]},
+      c.num_experts,
+      [&](int32_t) { return part; },
+      shared,
       LayerName(i, "experts"),
       &none);
 }
@@ -92,19 +117,28 @@ absl::Status CountMoe(const Checkpoint& checkpoint,
 }  // namespace
 
 absl::StatusOr<uint64_t> DeviceWeightBytesOf(const Checkpoint& checkpoint,
-                                             const RoutedHere& here) {
+                                             const RoutedHere& here,
+                                             const RankConfig& rank) {
   const ModelConfig& c = checkpoint.config();
+  ASSIGN_OR_RETURN(const ColumnMultiples multiples, MultiplesOf(checkpoint));
+  ASSIGN_OR_RETURN(const RankCut cut, CutFor(c, rank, multiples));
   DeviceWeights out;
   Maker maker(nullptr, &out);
-  ASSIGN_OR_RETURN(const checkpoint::Linear table,
-                   checkpoint::FindLinear(checkpoint, "embed_tokens"));
+  ASSIGN_OR_RETURN(const Source table, Stored(checkpoint, "embed_tokens"));
   out.dense_bytes += table.layout.bytes();
-  RETURN_IF_ERROR(CountLinears(checkpoint, {"lm_head"}, &maker));
+  if (cut.head) {
+    ASSIGN_OR_RETURN(const Source head, Stored(checkpoint, "lm_head"));
+    RETURN_IF_ERROR(Count({head}, "lm_head", &maker));
+  }
   maker.CountFloats(c.hidden_size);
   for (size_t i = 0; i < c.full_attention.size(); ++i) {
     maker.CountFloats(2 * int64_t{c.hidden_size});
-    RETURN_IF_ERROR(CountMixer(checkpoint, i, &maker));
-    RETURN_IF_ERROR(CountMoe(checkpoint, i, IsHere(here, i), &maker));
+    if (cut.mixers) {
+      RETURN_IF_ERROR(c.full_attention[i]
+                          ? CountAttention(checkpoint, cut, i, &maker)
+                          : CountGdn(checkpoint, cut, i, &maker));
+    }
+    RETURN_IF_ERROR(CountMoe(checkpoint, cut, i, IsHere(here, i), &maker));
   }
   return out.dense_bytes + out.expert_bytes;
 }
@@ -113,8 +147,12 @@ absl::StatusOr<DeviceNeeds> DeviceNeedsOf(const Checkpoint& checkpoint,
                                           kernels::DeviceQueue* queue,
                                           const DeviceNeedsOptions& options) {
   DeviceNeeds out;
-  ASSIGN_OR_RETURN(out.weights, DeviceWeightBytesOf(checkpoint, options.here));
-  const ModelConfig& config = checkpoint.config();
+  ASSIGN_OR_RETURN(out.weights,
+                   DeviceWeightBytesOf(checkpoint, options.here, options.rank));
+  ASSIGN_OR_RETURN(const ColumnMultiples multiples, MultiplesOf(checkpoint));
+  ASSIGN_OR_RETURN(const RankCut cut,
+                   CutFor(checkpoint.config(), options.rank, multiples));
+  const ModelConfig config = ConfigOf(checkpoint.config(), cut);
   const kernels::KvDType kv =
       options.exact ? kernels::KvDType::kF32 : options.kv;
   const kernels::GdnDType gdn =
@@ -129,7 +167,9 @@ absl::StatusOr<DeviceNeeds> DeviceNeedsOf(const Checkpoint& checkpoint,
                                 .sequences_max = options.sequences_max,
                                 .exact = options.exact,
                                 .kv = kv,
-                                .gdn = gdn}));
+                                .gdn = gdn,
+                                .head = cut.head}));
+  if (!cut.head) return out;
   // Counts of tokens, made when the first penalty comes (device_sampler.h).
   out.arrays += (static_cast<uint64_t>(options.sequences_max) + 1) *
                 static_cast<uint64_t>(config.vocab_size) * sizeof(int32_t);

@@ -25,6 +25,7 @@ struct DeviceNeedsOptions {
   kernels::KvDType kv = kernels::KvDType::kBF16;
   kernels::GdnDType gdn = kernels::GdnDType::kF32;
   RoutedHere here = {};
+  RankConfig rank = {};
 };
 
 // Before any weight is read: from the checkpoint's headers. Nothing is
@@ -36,6 +37,8 @@ absl::StatusOr<DeviceNeeds> DeviceNeedsOf(
 
 // The weights alone.
 absl::StatusOr<uint64_t> DeviceWeightBytesOf(
-    const checkpoint::Checkpoint& checkpoint, const RoutedHere& here);
+    const checkpoint::Checkpoint& checkpoint,
+    const RoutedHere& here,
+    const RankConfig& rank = {});
 
 }  // namespace conclave::model

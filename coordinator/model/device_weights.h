@@ -9,6 +9,8 @@
 #include "absl/status/statusor.h"
 #include "common/checkpoint/checkpoint.h"
 #include "common/checkpoint/shard_weights.h"
+#include "coordinator/model/rank_cut.h"
+#include "coordinator/model/weights.h"
 #include "kernels/device_attention.h"
 #include "kernels/device_gdn.h"
 #include "kernels/device_matrix.h"
@@ -44,13 +46,14 @@ inline bool IsHere(const RoutedHere& here, size_t layer) {
   return here.empty() || here[layer];
 }
 
-// The model on one device, with the routed experts that belong there.
+// The model on one device, with the routed experts that belong there, or what
+// one rank of a group has of it.
 struct DeviceWeights {
-  checkpoint::ModelConfig config;
-  kernels::WeightView embedding;  // device pointers
+  checkpoint::ModelConfig config;  // of that part
+  kernels::WeightView embedding;   // device pointers
   std::vector<DeviceLayer> layers;
   const float* final_norm = nullptr;
-  DeviceLinears head;
+  DeviceLinears head;  // rank 0
   // What the pointers above point to.
   std::vector<kernels::DeviceBuffer> storage;
 
@@ -58,14 +61,21 @@ struct DeviceWeights {
   uint64_t expert_bytes = 0;
 };
 
+struct DeviceLoad {
+  RoutedHere here = {};
+  RankConfig rank = {};
+  // The dense part where it is read already: by ranks of a group, once.
+  const DenseWeights* dense = nullptr;
+  checkpoint::LoadProgressFn progress = nullptr;  // in bytes
+};
+
 // Reads the checkpoint part by part: host memory holds the dense part and one
-// layer of experts at a time. Progress is in bytes. ResourceExhausted: the
-// device is too small.
+// layer of experts at a time. ResourceExhausted: the device is too small.
+// InvalidArgument: it cannot be cut for so many ranks.
 absl::StatusOr<DeviceWeights> LoadDeviceWeights(
     const checkpoint::Checkpoint& checkpoint,
     kernels::DeviceQueue* queue,
-    const RoutedHere& here,
-    const checkpoint::LoadProgressFn& progress);
+    const DeviceLoad& load);
 
 // What a linear is for: formats treat them differently.
 enum class LinearRole : uint8_t { kTable, kMixer, kGates, kShared, kExpert };
@@ -76,7 +86,12 @@ struct MadeUpModel {
   std::function<WeightLayout(LinearRole role, int64_t rows, int64_t cols)>
       layout;
 };
+// One rank's part. Parts that several ranks hold have the same numbers.
 absl::StatusOr<DeviceWeights> MakeUpWeights(const MadeUpModel& model,
+                                            const RankConfig& rank,
                                             kernels::DeviceQueue* queue);
+// Its bytes.
+absl::StatusOr<uint64_t> MadeUpBytes(const MadeUpModel& model,
+                                     const RankConfig& rank);
 
 }  // namespace conclave::model

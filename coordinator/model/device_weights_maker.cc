@@ -16,10 +16,19 @@ using kernels::DeviceMatrix;
 using kernels::ExpertLayouts;
 using kernels::MatrixPlan;
 using kernels::WeightView;
-using Experts3 = DeviceWeightsMaker::ExpertSources;
 
-ExpertLayouts LayoutsOf(const Experts3& e) {
+ExpertLayouts LayoutsOf(const ExpertSources& e) {
   return {e.gate.layout, e.up.layout, e.down.layout};
+}
+
+// FNV-1a: ranks of a group have the same numbers where they have the same
+// part, whatever else they hold.
+uint64_t SeedOf(const std::string& name) {
+  uint64_t out = 0xcbf29ce484222325u;
+  for (const char c : name) {
+    out = (out ^ static_cast<uint8_t>(c)) * 0x100000001b3u;
+  }
+  return out;
 }
 
 }  // namespace
@@ -51,11 +60,11 @@ absl::Status DeviceWeightsMaker::Linears(const std::vector<Source>& sources,
     }
     ASSIGN_OR_RETURN(DeviceMatrix matrix,
                      kernels::MakeMatrix(queue_, plan, what));
-    if (sources[begin].host == nullptr) {
-      RETURN_IF_ERROR(MakeUp(&matrix));
+    if (!sources[begin].host.has_value()) {
+      RETURN_IF_ERROR(MakeUp(absl::StrCat(what, " ", begin), &matrix));
     }
     for (size_t i = begin; i < end; ++i) {
-      if (sources[i].host == nullptr) continue;
+      if (!sources[i].host.has_value()) continue;
       RETURN_IF_ERROR(loader_.Load(
           *sources[i].host, plan, 0, static_cast<int32_t>(i - begin), &matrix));
     }
@@ -82,14 +91,14 @@ absl::Status DeviceWeightsMaker::Experts(
   }
   ASSIGN_OR_RETURN(DeviceExpertStack routed,
                    Stack(first, count + (one ? 1 : 0), what));
-  for (int32_t i = 0; first.gate.host != nullptr && i < count; ++i) {
+  for (int32_t i = 0; first.gate.host.has_value() && i < count; ++i) {
     RETURN_IF_ERROR(Fill(expert(i), i, &routed));
   }
   const uint64_t all = routed.gate_up.bytes() + routed.down.bytes();
   const uint64_t each = all / static_cast<uint64_t>(routed.gate_up.stack);
   out_->expert_bytes += each * static_cast<uint64_t>(count);
   if (one) {
-    if (shared.gate.host != nullptr) {
+    if (shared.gate.host.has_value()) {
       RETURN_IF_ERROR(Fill(shared, count, &routed));
     }
     out_->dense_bytes += each;
@@ -111,7 +120,7 @@ absl::Status DeviceWeightsMaker::SharedExpert(
   }
   ASSIGN_OR_RETURN(DeviceExpertStack own, Stack(shared, 1, what));
   own.first = count;
-  if (shared.gate.host != nullptr) RETURN_IF_ERROR(Fill(shared, 0, &own));
+  if (shared.gate.host.has_value()) RETURN_IF_ERROR(Fill(shared, 0, &own));
   out_->dense_bytes += own.gate_up.bytes() + own.down.bytes();
   to->push_back(std::move(own));
   return absl::OkStatus();
@@ -140,6 +149,10 @@ absl::Status DeviceWeightsMaker::Ones(int64_t size, const float** to) {
 absl::Status DeviceWeightsMaker::Table(const WeightLayout& layout,
                                        const WeightView& host,
                                        WeightView* to) {
+  if (queue_ == nullptr) {
+    out_->dense_bytes += layout.bytes();
+    return absl::OkStatus();
+  }
   *to = host;
   const auto copy =
       [&](const void* from, uint64_t bytes, const void** at) -> absl::Status {
@@ -157,11 +170,12 @@ absl::Status DeviceWeightsMaker::Table(const WeightLayout& layout,
   RETURN_IF_ERROR(copy(host.scales, layout.scale_bytes(), &to->scales));
   RETURN_IF_ERROR(copy(host.biases, layout.bias_bytes(), &to->biases));
   if (host.data != nullptr) return absl::OkStatus();
-  return kernels::FillMadeUpTable(queue_, ++seed_, *to);
+  return kernels::FillMadeUpTable(queue_, SeedOf("embedding"), *to);
 }
 
-absl::Status DeviceWeightsMaker::MakeUp(DeviceMatrix* matrix) {
-  return kernels::FillMadeUp(queue_, ++seed_, 1.0, matrix);
+absl::Status DeviceWeightsMaker::MakeUp(const std::string& name,
+                                        DeviceMatrix* matrix) {
+  return kernels::FillMadeUp(queue_, SeedOf(name), 1.0, matrix);
 }
 
 absl::StatusOr<DeviceExpertStack> DeviceWeightsMaker::Stack(
@@ -169,9 +183,9 @@ absl::StatusOr<DeviceExpertStack> DeviceWeightsMaker::Stack(
   ASSIGN_OR_RETURN(
       DeviceExpertStack out,
       kernels::MakeExpertStack(queue_, LayoutsOf(each), stack, what));
-  if (each.gate.host != nullptr) return out;
-  RETURN_IF_ERROR(MakeUp(&out.gate_up));
-  RETURN_IF_ERROR(MakeUp(&out.down));
+  if (each.gate.host.has_value()) return out;
+  RETURN_IF_ERROR(MakeUp(what + ", gate and up", &out.gate_up));
+  RETURN_IF_ERROR(MakeUp(what + ", down", &out.down));
   return out;
 }
 

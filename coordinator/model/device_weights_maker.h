@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -17,7 +18,11 @@ namespace conclave::model {
 // numbers are made up.
 struct Source {
   WeightLayout layout;
-  const kernels::WeightView* host = nullptr;
+  std::optional<kernels::WeightView> host = std::nullopt;
+};
+
+struct ExpertSources {
+  Source gate, up, down;
 };
 
 // Makes the parts of one model's DeviceWeights, in any order. `what` is named
@@ -27,14 +32,13 @@ class DeviceWeightsMaker {
   DeviceWeightsMaker(kernels::DeviceQueue* queue, DeviceWeights* out)
       : queue_(queue), loader_(queue), out_(out) {}
 
+  bool counts() const { return queue_ == nullptr; }
+
   // Neighbours whose formats allow it share a matrix.
   absl::Status Linears(const std::vector<Source>& sources,
                        const std::string& what,
                        DeviceLinears* to);
 
-  struct ExpertSources {
-    Source gate, up, down;
-  };
   // expert(i) for i in [0, count), all of one layout; then the shared one.
   absl::Status Experts(int32_t count,
                        const std::function<ExpertSources(int32_t)>& expert,
@@ -58,7 +62,8 @@ class DeviceWeightsMaker {
                      kernels::WeightView* to);
 
  private:
-  absl::Status MakeUp(kernels::DeviceMatrix* matrix);
+  // The same numbers for the same name.
+  absl::Status MakeUp(const std::string& name, kernels::DeviceMatrix* matrix);
   absl::StatusOr<kernels::DeviceExpertStack> Stack(const ExpertSources& each,
                                                    int32_t stack,
                                                    const std::string& what);
@@ -69,7 +74,6 @@ class DeviceWeightsMaker {
   kernels::DeviceQueue* queue_;
   kernels::MatrixLoader loader_;
   DeviceWeights* out_;
-  uint64_t seed_ = 0;
 };
 
 // "layer 3, out_proj"

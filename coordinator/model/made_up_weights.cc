@@ -2,6 +2,8 @@
 // A model of a given shape whose weights are made up: for speed, not sense.
 #include "common/status_macros.h"
 #include "coordinator/model/device_weights_maker.h"
+#include "coordinator/model/rank_sources.h"
+#include "coordinator/model/shapes.h"
 
 namespace conclave::model {
 namespace {
@@ -10,109 +12,159 @@ using checkpoint::ModelConfig;
 using kernels::DeviceQueue;
 using Maker = DeviceWeightsMaker;
 
-absl::Status MakeUpAttention(Maker* maker,
-                             const MadeUpModel& model,
-                             size_t i,
-                             DeviceLayer* to) {
+// The parts of one rank of a made-up model; without a queue, their bytes.
+class MadeUpRank {
+ public:
+  MadeUpRank(const MadeUpModel& model, const RankCut& cut, Maker* maker)
+      : model_(model), c_(model.config), cut_(cut), maker_(*maker) {}
+
+  absl::Status Layer(size_t i, DeviceLayer* to) {
+    to->full_attention = c_.full_attention[i];
+    RETURN_IF_ERROR(Ones(c_.hidden_size, &to->input_norm));
+    RETURN_IF_ERROR(Ones(c_.hidden_size, &to->post_attention_norm));
+    if (cut_.mixers) {
+      RETURN_IF_ERROR(to->full_attention ? Attention(i, to) : Gdn(i, to));
+    }
+    return Moe(i, to);
+  }
+
+  absl::Status Ones(int64_t size, const float** to) {
+    if (maker_.counts()) {
+      maker_.CountFloats(size);
+      return absl::OkStatus();
+    }
+    return maker_.Ones(size, to);
+  }
+
+ private:
+  Source Linear(LinearRole role, int64_t rows, int64_t cols) const {
+    return {model_.layout(role, rows, cols)};
+  }
+
+  absl::Status Attention(size_t i, DeviceLayer* to) {
+    const int64_t hidden = c_.hidden_size;
+    const int64_t query = int64_t{c_.num_attention_heads} * c_.head_dim;
+    const int64_t kv = int64_t{c_.num_key_value_heads} * c_.head_dim;
+    const AttentionSources all{Linear(LinearRole::kMixer, 2 * query, hidden),
+                               Linear(LinearRole::kMixer, kv, hidden),
+                               Linear(LinearRole::kMixer, kv, hidden),
+                               Linear(LinearRole::kMixer, hidden, query)};
+    ASSIGN_OR_RETURN(const auto in, PartIn(all, c_, cut_));
+    ASSIGN_OR_RETURN(const Source out,
+                     PartOut(all, c_, cut_, LayerName(i, "o_proj")));
+    RETURN_IF_ERROR(maker_.Linears(in, LayerName(i, "q, k, v"), &to->in));
+    RETURN_IF_ERROR(maker_.Linears({out}, LayerName(i, "o_proj"), &to->out));
+    RETURN_IF_ERROR(Ones(c_.head_dim, &to->attention.q_norm));
+    return Ones(c_.head_dim, &to->attention.k_norm);
+  }
+
+  absl::Status Gdn(size_t i, DeviceLayer* to) {
+    const int64_t hidden = c_.hidden_size;
+    const int64_t heads = c_.linear_num_value_heads;
+    const int64_t values = heads * c_.linear_value_head_dim;
+    const GdnSources all{
+        Linear(LinearRole::kMixer, GdnShapeOf(c_).channels(), hidden),
+        Linear(LinearRole::kMixer, values, hidden),
+        Linear(LinearRole::kGates, heads, hidden),
+        Linear(LinearRole::kGates, heads, hidden),
+        Linear(LinearRole::kMixer, hidden, values)};
+    ASSIGN_OR_RETURN(const auto in, PartIn(all, c_, cut_));
+    ASSIGN_OR_RETURN(const Source out,
+                     PartOut(all, c_, cut_, LayerName(i, "out_proj")));
+    RETURN_IF_ERROR(maker_.Linears(in, LayerName(i, "in_proj"), &to->in));
+    RETURN_IF_ERROR(maker_.Linears({out}, LayerName(i, "out_proj"), &to->out));
+    const kernels::GdnShape own = GdnShapeOf(ConfigOf(c_, cut_));
+    RETURN_IF_ERROR(
+        Ones(int64_t{own.channels()} * own.conv_kernel, &to->gdn.conv));
+    RETURN_IF_ERROR(Ones(own.value_heads, &to->gdn.a_log));
+    RETURN_IF_ERROR(Ones(own.value_heads, &to->gdn.dt_bias));
+    return Ones(own.value_dim, &to->gdn.norm);
+  }
+
+  ExpertSources Expert(LinearRole role, int64_t width) const {
+    return {Linear(role, width, c_.hidden_size),
+            Linear(role, width, c_.hidden_size),
+            Linear(role, c_.hidden_size, width)};
+  }
+
+  absl::Status Moe(size_t i, DeviceLayer* to) {
+    const int64_t hidden = c_.hidden_size;
+    RETURN_IF_ERROR(
+        maker_.Linears({Linear(LinearRole::kGates, c_.num_experts, hidden),
+                        Linear(LinearRole::kGates, 1, hidden)},
+                       LayerName(i, "router"),
+                       &to->router));
+    ASSIGN_OR_RETURN(
+        const ExpertSources routed,
+        PartOf(Expert(LinearRole::kExpert, c_.moe_intermediate_size),
+               cut_.columns,
+               LayerName(i, "experts")));
+    ASSIGN_OR_RETURN(
+        const ExpertSources shared,
+        PartOf(Expert(LinearRole::kShared, c_.shared_expert_intermediate_size),
+               cut_.shared_columns,
+               LayerName(i, "shared_expert")));
+    return maker_.Experts(
+        c_.num_experts,
+        [&](int32_t) { return routed; },
+        shared,
+        LayerName(i, "experts"),
+        &to->experts);
+  }
+
+  const MadeUpModel& model_;
+  const ModelConfig& c_;
+  const RankCut& cut_;
+  Maker& maker_;
+};
+
+// How widths of experts may be cut.
+ColumnMultiples MultiplesOf(const MadeUpModel& model) {
   const ModelConfig& c = model.config;
-  const int64_t hidden = c.hidden_size;
-  const int64_t query = int64_t{c.num_attention_heads} * c.head_dim;
-  const int64_t kv = int64_t{c.num_key_value_heads} * c.head_dim;
-  const auto linear = [&](int64_t rows, int64_t cols) {
-    return Source{model.layout(LinearRole::kMixer, rows, cols)};
+  const auto of = [&](LinearRole role, int64_t width) {
+    return ColumnMultipleOf(model.layout(role, c.hidden_size, width));
   };
-  RETURN_IF_ERROR(maker->Linears(
-      {linear(2 * query, hidden), linear(kv, hidden), linear(kv, hidden)},
-      LayerName(i, "q, k, v"),
-      &to->in));
-  RETURN_IF_ERROR(maker->Linears(
-      {linear(hidden, query)}, LayerName(i, "o_proj"), &to->out));
-  RETURN_IF_ERROR(maker->Ones(c.head_dim, &to->attention.q_norm));
-  return maker->Ones(c.head_dim, &to->attention.k_norm);
+  return {of(LinearRole::kExpert, c.moe_intermediate_size),
+          of(LinearRole::kShared, c.shared_expert_intermediate_size)};
 }
 
-absl::Status MakeUpGdn(Maker* maker,
-                       const MadeUpModel& model,
-                       size_t i,
-                       DeviceLayer* to) {
+absl::StatusOr<DeviceWeights> MakeUp(const MadeUpModel& model,
+                                     const RankConfig& rank,
+                                     DeviceQueue* queue) {
   const ModelConfig& c = model.config;
-  const int64_t hidden = c.hidden_size;
-  const int64_t heads = c.linear_num_value_heads;
-  const int64_t values = heads * c.linear_value_head_dim;
-  const int64_t channels =
-      values + 2 * int64_t{c.linear_num_key_heads} * c.linear_key_head_dim;
-  const auto linear = [&](LinearRole role, int64_t rows, int64_t cols) {
-    return Source{model.layout(role, rows, cols)};
-  };
-  RETURN_IF_ERROR(maker->Linears({linear(LinearRole::kMixer, channels, hidden),
-                                  linear(LinearRole::kMixer, values, hidden),
-                                  linear(LinearRole::kGates, heads, hidden),
-                                  linear(LinearRole::kGates, heads, hidden)},
-                                 LayerName(i, "in_proj"),
-                                 &to->in));
-  RETURN_IF_ERROR(maker->Linears({linear(LinearRole::kMixer, hidden, values)},
-                                 LayerName(i, "out_proj"),
-                                 &to->out));
+  ASSIGN_OR_RETURN(const RankCut cut, CutFor(c, rank, MultiplesOf(model)));
+  DeviceWeights out;
+  out.config = ConfigOf(c, cut);
+  Maker maker(queue, &out);
+  MadeUpRank parts(model, cut, &maker);
+  const StoredWeight table{
+      .layout = model.layout(LinearRole::kTable, c.vocab_size, c.hidden_size)};
   RETURN_IF_ERROR(
-      maker->Ones(channels * c.linear_conv_kernel_dim, &to->gdn.conv));
-  RETURN_IF_ERROR(maker->Ones(heads, &to->gdn.a_log));
-  RETURN_IF_ERROR(maker->Ones(heads, &to->gdn.dt_bias));
-  return maker->Ones(c.linear_value_head_dim, &to->gdn.norm);
-}
-
-absl::Status MakeUpMoe(Maker* maker,
-                       const MadeUpModel& model,
-                       size_t i,
-                       DeviceLayer* to) {
-  const ModelConfig& c = model.config;
-  const int64_t hidden = c.hidden_size;
-  const auto gate = [&](int64_t rows) {
-    return Source{model.layout(LinearRole::kGates, rows, hidden)};
-  };
-  RETURN_IF_ERROR(maker->Linears(
-      {gate(c.num_experts), gate(1)}, LayerName(i, "router"), &to->router));
-  const auto expert = [&](LinearRole role,
-                          int64_t width) -> Maker::ExpertSources {
-    return {{model.layout(role, width, hidden)},
-            {model.layout(role, width, hidden)},
-            {model.layout(role, hidden, width)}};
-  };
-  return maker->Experts(
-      c.num_experts,
-      [&](int32_t) {
-        return expert(LinearRole::kExpert, c.moe_intermediate_size);
-      },
-      expert(LinearRole::kShared, c.shared_expert_intermediate_size),
-      LayerName(i, "experts"),
-      &to->experts);
+      maker.Table(table.layout, kernels::ViewOf(table), &out.embedding));
+  RETURN_IF_ERROR(parts.Ones(c.hidden_size, &out.final_norm));
+  if (cut.head) {
+    RETURN_IF_ERROR(maker.Linears({{table.layout}}, "lm_head", &out.head));
+  }
+  for (size_t i = 0; i < c.full_attention.size(); ++i) {
+    RETURN_IF_ERROR(parts.Layer(i, &out.layers.emplace_back()));
+  }
+  return out;
 }
 
 }  // namespace
 
 absl::StatusOr<DeviceWeights> MakeUpWeights(const MadeUpModel& model,
+                                            const RankConfig& rank,
                                             DeviceQueue* queue) {
-  const ModelConfig& c = model.config;
-  const int64_t hidden = c.hidden_size;
-  DeviceWeights out;
-  out.config = c;
-  Maker maker(queue, &out);
-  const StoredWeight table{
-      .layout = model.layout(LinearRole::kTable, c.vocab_size, hidden)};
-  RETURN_IF_ERROR(
-      maker.Table(table.layout, kernels::ViewOf(table), &out.embedding));
-  RETURN_IF_ERROR(maker.Ones(hidden, &out.final_norm));
-  RETURN_IF_ERROR(maker.Linears({{table.layout}}, "lm_head", &out.head));
-  for (size_t i = 0; i < c.full_attention.size(); ++i) {
-    DeviceLayer& to = out.layers.emplace_back();
-    to.full_attention = c.full_attention[i];
-    RETURN_IF_ERROR(maker.Ones(hidden, &to.input_norm));
-    RETURN_IF_ERROR(maker.Ones(hidden, &to.post_attention_norm));
-    RETURN_IF_ERROR(to.full_attention ? MakeUpAttention(&maker, model, i, &to)
-                                      : MakeUpGdn(&maker, model, i, &to));
-    RETURN_IF_ERROR(MakeUpMoe(&maker, model, i, &to));
-  }
+  absl::StatusOr<DeviceWeights> out = MakeUp(model, rank, queue);
   RETURN_IF_ERROR(queue->Wait());
   return out;
+}
+
+absl::StatusOr<uint64_t> MadeUpBytes(const MadeUpModel& model,
+                                     const RankConfig& rank) {
+  ASSIGN_OR_RETURN(const DeviceWeights counted, MakeUp(model, rank, nullptr));
+  return counted.dense_bytes + counted.expert_bytes;
 }
 
 }  // namespace conclave::model

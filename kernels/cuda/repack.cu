@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // From rows as checkpoints have them to the tiles of a device matrix.
+#include <algorithm>
+
 #include "common/dtype.h"
 #include "common/status_macros.h"
 #include "kernels/cuda/fragments.cuh"
@@ -11,6 +13,7 @@ namespace cuda {
 namespace {
 
 constexpr int kThreads = 256;
+constexpr int kFp8Cols = 128;  // of a scale
 
 // A linear as it came: rows in device memory.
 struct Raw {
@@ -144,7 +147,7 @@ __global__ void RepackFp8Scales(Raw w, Target to, int groups) {
   const int64_t line = (w.first_row + blockIdx.x * kTileRows) / w.group;
   for (int i = threadIdx.x; i < groups; i += blockDim.x) {
     reinterpret_cast<uint16_t*>(to.scales)[int64_t{tile} * groups + i] =
-        i < w.scale_stride ? w.scales[line * w.scale_stride + i] : 0;
+        i * kFp8Cols < w.cols ? w.scales[line * w.scale_stride + i] : 0;
   }
 }
 
@@ -165,6 +168,13 @@ absl::Status Repack(DeviceQueue* queue,
   return ToStatus(cudaGetLastError(), "repacking weights");
 }
 
+// Of one row of scales.
+int64_t ScalesOf(const WeightView& weight) {
+  const int64_t group =
+      weight.packing == Packing::kFp8Block ? kFp8Cols : weight.group;
+  return (weight.cols + group - 1) / group;
+}
+
 }  // namespace
 }  // namespace cuda
 
@@ -174,7 +184,10 @@ absl::Status MatrixLoader::Load(const WeightView& weight,
                                 int32_t part,
                                 DeviceMatrix* to) {
   const int64_t element = static_cast<int64_t>(SizeOf(weight.dtype));
-  const uint64_t data_bytes = weight.rows * weight.row_stride * element;
+  // Of the last row only what is its own: the view may be of some columns.
+  const int64_t last = std::max<int64_t>(weight.rows - 1, 0);
+  const uint64_t data_bytes =
+      last * weight.row_stride * element + RowBytes(weight);
   const int64_t lines =
       weight.packing == Packing::kFp8Block
           ? (weight.first_row + weight.rows + weight.group - 1) / weight.group
@@ -182,7 +195,8 @@ absl::Status MatrixLoader::Load(const WeightView& weight,
   const uint64_t scale_bytes =
       weight.packing == Packing::kPlain
           ? 0
-          : lines * weight.scale_stride * sizeof(uint16_t);
+          : ((lines - 1) * weight.scale_stride + cuda::ScalesOf(weight)) *
+                sizeof(uint16_t);
   constexpr uint64_t kAlign = 256;
   const uint64_t scales_at = (data_bytes + kAlign - 1) / kAlign * kAlign;
   const uint64_t biases_at =

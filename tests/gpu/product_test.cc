@@ -48,6 +48,34 @@ TEST(DeviceProduct, EqualsTheFormatsNumbers) {
   }
 }
 
+// What a rank of a group loads: rows are longer than the view's columns.
+TEST(DeviceProduct, TakesColumnsOfAWeight) {
+  CONCLAVE_REQUIRE_GPU();
+  const auto queue = NewQueue();
+  for (const std::string& format : Formats()) {
+    SCOPED_TRACE(format);
+    const AnyWeight weight(format, 7, 48, 640);
+    for (const auto& [begin, end] :
+         {std::pair<int64_t, int64_t>{0, 256}, {384, 640}}) {
+      const WeightView part = Columns(weight.view(), begin, end);
+      const OnDevice device(*queue, {part});
+      const TestRows x(*queue, 5, 3, part.cols, true);
+      const DeviceBuffer out = Room(*queue, 3 * 48 * sizeof(float));
+      ASSERT_TRUE(DeviceProduct(queue.get(),
+                                device.matrix,
+                                x.device,
+                                nullptr,
+                                3,
+                                1,
+                                out.as<float>())
+                      .ok());
+      EXPECT_LE(Error(Down(*queue, out.as<float>(), 3 * 48),
+                      Reference(part, x.values, 3)),
+                kNarrow);
+    }
+  }
+}
+
 TEST(DeviceProduct, LowPartsMakeRowsNearlyExact) {
   CONCLAVE_REQUIRE_GPU();
   const auto queue = NewQueue();

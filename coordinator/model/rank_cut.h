@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "common/checkpoint/checkpoint.h"
+#include "common/checkpoint/model_config.h"
+#include "common/weight_layout.h"
+
+// Which part of a model one rank of a group of devices holds
+// (docs/multi-gpu.md).
+namespace conclave::model {
+
+enum class GroupForm : uint8_t {
+  kSymmetric,  // each rank has a part of the heads and of every expert
+  kLone,       // rank 0 has all heads, each rank a part of every expert
+};
+
+struct RankConfig {
+  int32_t rank = 0;
+  int32_t ranks = 1;
+  GroupForm form = GroupForm::kSymmetric;
+};
+
+struct Range {
+  int64_t begin = 0;
+  int64_t end = 0;
+  int64_t size() const { return end - begin; }
+  // Of things of which each of these has `n`.
+  Range Times(int64_t n) const { return {begin * n, end * n}; }
+  Range After(int64_t n) const { return {begin + n, end + n}; }
+};
+
+// Consecutive heads. Key and KV heads are held more than once where there are
+// more ranks than heads.
+struct RankCut {
+  Range heads, kv_heads;         // of attention
+  Range key_heads, value_heads;  // of GDN
+  Range columns;                 // of every routed expert
+  Range shared_columns;          // of the shared one
+  bool mixers = true;            // this rank has any head
+  bool head = true;              // and the language model's head
+};
+
+// Columns of experts' intermediate dimensions are cut at multiples of these.
+struct ColumnMultiples {
+  int32_t routed = 16;
+  int32_t shared = 16;
+};
+// Of an expert whose down projection is stored so.
+int32_t ColumnMultipleOf(const WeightLayout& down);
+absl::StatusOr<ColumnMultiples> MultiplesOf(
+    const checkpoint::Checkpoint& checkpoint);
+
+// InvalidArgument says what cannot be cut for so many ranks.
+absl::StatusOr<RankCut> CutFor(const checkpoint::ModelConfig& config,
+                               const RankConfig& rank,
+                               const ColumnMultiples& multiples);
+
+// The model as that rank sees it: with its numbers of heads and columns.
+checkpoint::ModelConfig ConfigOf(const checkpoint::ModelConfig& whole,
+                                 const RankCut& cut);
+
+}  // namespace conclave::model
