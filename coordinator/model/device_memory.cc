@@ -140,6 +140,18 @@ absl::Status DeviceMemory::AllocateStates(DeviceQueue* queue,
   return absl::OkStatus();
 }
 
+size_t DeviceMemory::ScratchFloats(const DeviceQueue& queue,
+                                   size_t rows,
+                                   size_t sequences) const {
+  // A rank without heads has no mixers.
+  if (attention_.heads == 0) return 0;
+  const auto count = static_cast<int32_t>(rows);
+  return std::max(
+      kernels::GdnScratchFloats(gdn_, count),
+      kernels::AttentionScratchFloats(
+          queue, attention_, count, static_cast<int32_t>(sequences)));
+}
+
 absl::Status DeviceMemory::AllocateArrays(DeviceQueue* queue,
                                           const ModelConfig& c,
                                           const Options& options) {
@@ -162,17 +174,7 @@ absl::Status DeviceMemory::AllocateArrays(DeviceQueue* queue,
       options.head ? std::max(filled, std::min(rows, kLogitBytes / row_bytes))
                    : 0;
   wanted_max_ = static_cast<int32_t>(wanted);
-  // A rank without heads has no mixers.
-  const size_t scratch =
-      attention_.heads == 0
-          ? 0
-          : std::max(
-                kernels::GdnScratchFloats(
-                    gdn_, gdn_form(), static_cast<int32_t>(rows)),
-                kernels::AttentionScratchFloats(*queue,
-                                                attention_,
-                                                static_cast<int32_t>(rows),
-                                                static_cast<int32_t>(filled)));
+  const size_t scratch = ScratchFloats(*queue, rows, filled);
   const size_t groups = std::max(pairs / 8 + experts_ + 1,
                                  size_t{1});  // of kernels::GroupsMax at least
   // Few rows may come in planes.

@@ -91,6 +91,9 @@ class DeviceMemory {
   absl::Status AllocateArrays(kernels::DeviceQueue* queue,
                               const checkpoint::ModelConfig& config,
                               const Options& options);
+  size_t ScratchFloats(const kernels::DeviceQueue& queue,
+                       size_t rows,
+                       size_t sequences) const;
   kernels::DeviceRows Rows(const kernels::DeviceBuffer& buffer) const {
     return {.data = buffer.as<void>(),
             .bf16 = !exact_,

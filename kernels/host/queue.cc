@@ -99,7 +99,7 @@ absl::Status DeviceQueue::Upload(const void* from, size_t bytes, void* to) {
 
 absl::Status DeviceQueue::Download(const void* from, size_t bytes, void* to) {
   if (bytes > 0) std::memcpy(to, from, bytes);
-  return absl::OkStatus();
+  return StreamOf(this)->Told();
 }
 
 absl::Status DeviceQueue::Copy(const void* from, size_t bytes, void* to) {
@@ -121,11 +121,13 @@ absl::StatusOr<DeviceGraph> DeviceQueue::EndRecording() {
 }
 
 absl::Status DeviceQueue::Launch(const DeviceGraph& graph) {
-  for (const Work& work : *static_cast<const Graph*>(graph.graph_)) work();
+  for (const Work& work : *static_cast<const Graph*>(graph.graph_)) {
+    StreamOf(this)->Run(work);
+  }
   return absl::OkStatus();
 }
 
-absl::Status DeviceQueue::Wait() { return absl::OkStatus(); }
+absl::Status DeviceQueue::Wait() { return StreamOf(this)->Told(); }
 
 absl::Status DeviceQueue::Mark(int32_t which) {
   *static_cast<absl::Time*>(marks_[which]) = RealClock()->Now();

@@ -9,48 +9,50 @@
 #include "kernels/host/stream.h"
 
 namespace conclave::kernels {
-namespace {
+namespace host {
 
-using host::RowArray;
-using host::StreamOf;
-
-// What is added to row `r`: the planes, then the pairs, in sums of their own.
-void AddTo(const DeviceAddend& addend,
-           int32_t rows,
-           int32_t r,
-           std::span<float> x) {
-  const int64_t cols = std::ssize(x);
-  std::vector<float> sum(x.size());
+void PartOfRow(const DeviceAddend& addend,
+               int32_t rows,
+               int32_t r,
+               std::span<float> sum) {
+  const int64_t cols = std::ssize(sum);
+  std::fill(sum.begin(), sum.end(), 0.0f);
   if (addend.dense != nullptr) {
     for (int64_t plane = 0; plane < addend.planes; ++plane) {
       const float* from = addend.dense + (plane * rows + r) * cols;
       for (size_t i = 0; i < sum.size(); ++i) sum[i] += from[i];
     }
-    for (size_t i = 0; i < sum.size(); ++i) x[i] += sum[i];
+    return;
   }
   if (addend.pairs == nullptr) return;
-  sum.assign(sum.size(), 0.0f);
   const DeviceEntries& e = *addend.entries;
   for (int64_t j = int64_t{r} * e.per_row; j < (r + 1) * e.per_row; ++j) {
     const float* from = addend.pairs + int64_t{e.place[j]} * cols;
     for (size_t i = 0; i < sum.size(); ++i) sum[i] += e.weight[j] * from[i];
   }
-  for (size_t i = 0; i < sum.size(); ++i) x[i] += sum[i];
 }
 
-void Norm(std::span<const float> x,
-          const float* w,
-          float eps,
-          std::vector<float>* out) {
+void NormRow(std::span<const float> x,
+             const float* w,
+             float eps,
+             int32_t r,
+             const DeviceRows& u,
+             void* low) {
   float sum = 0;
   for (const float value : x) sum += value * value;
   const float factor =
       1.0f / std::sqrt(sum / static_cast<float>(x.size()) + eps);
-  out->resize(x.size());
-  for (size_t i = 0; i < x.size(); ++i) (*out)[i] = x[i] * factor * w[i];
+  std::vector<float> normed(x.size());
+  for (size_t i = 0; i < x.size(); ++i) normed[i] = x[i] * factor * w[i];
+  RowArray(u, std::ssize(x)).SetRow(r, normed);
+  if (low == nullptr) return;
+  for (float& value : normed) value -= FromBf16(ToBf16(value));
+  RowArray({.data = low}, std::ssize(x)).SetRow(r, normed);
 }
 
-}  // namespace
+}  // namespace host
+
+using host::StreamOf;
 
 absl::Status DeviceEmbed(DeviceQueue* queue,
                          const WeightView& table,
@@ -83,21 +85,20 @@ absl::Status DeviceAddNorm(DeviceQueue* queue,
   DeviceEntries entries;
   if (addend.entries != nullptr) entries = *addend.entries;
   StreamOf(queue)->Do([=] {
-    // The caller's entries need not live as long as a recorded step.
-    DeviceAddend kept = addend;
-    kept.entries = &entries;
-    const RowArray out(u, cols);
-    const RowArray lost({.data = low}, cols);
-    std::vector<float> normed;
+    // The caller's entries need not live as long as a recorded step. Planes
+    // and pairs are sums of their own.
+    const DeviceAddend dense{.dense = addend.dense, .planes = addend.planes};
+    const DeviceAddend pairs{.pairs = addend.pairs, .entries = &entries};
+    std::vector<float> sum(static_cast<size_t>(cols));
     for (int32_t r = 0; r < rows; ++r) {
       const int64_t row = rows_of == nullptr ? r : rows_of[r];
       const std::span<float> line(x + row * cols, static_cast<size_t>(cols));
-      if (rows_of == nullptr) AddTo(kept, rows, r, line);
-      Norm(line, w, eps, &normed);
-      out.SetRow(r, normed);
-      if (low == nullptr) continue;
-      for (float& value : normed) value -= FromBf16(ToBf16(value));
-      lost.SetRow(r, normed);
+      for (const DeviceAddend* part : {&dense, &pairs}) {
+        if (part->dense == nullptr && part->pairs == nullptr) continue;
+        host::PartOfRow(*part, rows, r, sum);
+        for (size_t i = 0; i < sum.size(); ++i) line[i] += sum[i];
+      }
+      host::NormRow(line, w, eps, r, u, low);
     }
   });
   return absl::OkStatus();

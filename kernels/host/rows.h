@@ -5,6 +5,7 @@
 #include <span>
 
 #include "common/bf16.h"
+#include "kernels/device_rows.h"
 #include "kernels/device_step.h"
 
 namespace conclave::kernels::host {
@@ -39,5 +40,20 @@ class RowArray {
   const DeviceRows rows_;
   const int64_t stride_;
 };
+
+// What one row adds: the sum over planes, or that over pairs; zeros where
+// there is neither.
+void PartOfRow(const DeviceAddend& addend,
+               int32_t rows,
+               int32_t r,
+               std::span<float> sum);
+
+// u[r] = rmsnorm(x) * w, and what rounding it lost, if low is not null.
+void NormRow(std::span<const float> x,
+             const float* w,
+             float eps,
+             int32_t r,
+             const DeviceRows& u,
+             void* low);
 
 }  // namespace conclave::kernels::host

@@ -5,6 +5,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "common/thread_pool.h"
 #include "kernels/context.h"
 #include "kernels/device_queue.h"
@@ -25,14 +26,23 @@ struct Stream {
       .backend = Backend::kCpu, .pool = &pool, .workspace = &workspace};
   bool recording = false;
   std::vector<Work> recorded;
+  // What befalls the device before each work: it may take its time or fail.
+  // After a failure nothing is done until somebody is told.
+  std::function<absl::Status()> fault;
+  absl::Status failure;
 
   void Do(Work work) {
     if (recording) {
       recorded.push_back(std::move(work));
     } else {
-      work();
+      Run(work);
     }
   }
+  void Run(const Work& work) {
+    if (fault != nullptr && failure.ok()) failure = fault();
+    if (failure.ok()) work();
+  }
+  absl::Status Told() { return std::exchange(failure, absl::OkStatus()); }
 };
 
 inline Stream* StreamOf(const DeviceQueue* queue) {

@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "kernels/device_queue.h"
+#include "kernels/device_rows.h"
+
+namespace conclave::kernels {
+
+// How ranks of a group on GPUs exchange rows; both give the same bits.
+enum class GroupExchange : uint8_t {
+  kPeer,  // each stores its rows into the others' memory (NVLink)
+  kNccl,  // all-gather: works wherever NCCL does
+};
+
+// One sum of a step as one rank queues it. The sums of a step are numbered 0,
+// 1, 2, ...; there is an even number of them, and a rank sends in one of any
+// two that follow one another: that is what keeps two buffers apart.
+struct GroupSum {
+  int32_t number = 0;
+  uint32_t senders = ~0u;  // bit r: rank r has a part; others have none
+  int32_t rows = 0;        // the same on every rank
+  DeviceAddend part = {};  // this rank's: dense or pairs; none if no sender
+  const float* w = nullptr;
+  float eps = 0;
+  float* x = nullptr;
+  DeviceRows u = {};
+  void* low = nullptr;
+};
+
+// Devices of this process that compute one model together, one rank each:
+// DeviceAddNorm with one more addend, what the other ranks sent. A rank's calls
+// come from one thread at a time, different ranks' from different ones.
+class DeviceGroup {
+ public:
+  struct Options {
+    int32_t rows_max = 0;
+    int32_t cols = 0;
+    // Of each wait for another rank.
+    absl::Duration deadline = absl::Seconds(5);
+    GroupExchange exchange = GroupExchange::kPeer;
+  };
+  // queues: [ranks], which outlive the group. Unavailable: these GPUs cannot
+  // reach each other's memory, or this build lacks NCCL; the message says so.
+  static absl::StatusOr<std::unique_ptr<DeviceGroup>> Create(
+      std::span<DeviceQueue* const> queues, const Options& options);
+  // Bytes on each device beside the model's.
+  static uint64_t BytesOf(int32_t ranks, const Options& options);
+  ~DeviceGroup();
+  DeviceGroup(const DeviceGroup&) = delete;
+  DeviceGroup& operator=(const DeviceGroup&) = delete;
+
+  int32_t ranks() const;
+  const Options& options() const;
+
+  // Queues, for each row r: x[r] += the sum over senders, in rank order, of
+  // their parts; u[r] = rmsnorm(x[r]) * w. All ranks get the same bits. Can be
+  // recorded. cols as in DeviceAddNorm.
+  absl::Status AddNorm(int32_t rank, const GroupSum& sum);
+
+  // How a step ended for a rank.
+  struct End {
+    bool whole = true;    // else what was computed is to be thrown away
+    int32_t missed = -1;  // the rank that did not come in time; -1: Abort
+    int32_t number = 0;   // the sum at which it was waited for
+  };
+  // Waits for all that the rank queued. Errors are the device's.
+  absl::StatusOr<End> Finish(int32_t rank);
+
+  // Ends all waits of this step, now and to come. From any thread.
+  void Abort();
+  // After a step that was not whole, when no rank has work queued: the next
+  // step may begin.
+  absl::Status Reset();
+
+  struct Impl;
+
+ private:
+  explicit DeviceGroup(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace conclave::kernels

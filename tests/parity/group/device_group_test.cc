@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+// Sums over ranks: the bits of a plain loop on every rank, and what happens
+// when a rank does not come.
+#include "kernels/device_group.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <functional>
+#include <limits>
+#include <memory>
+#include <thread>
+#include <vector>
+
+#include "tests/testing/group_world.h"
+#include "tests/testing/seeded.h"
+
+namespace conclave::kernels {
+namespace {
+
+using testing::GroupWorld;
+
+class GroupOfRanks : public ::testing::TestWithParam<testing::GroupCase> {};
+
+INSTANTIATE_TEST_SUITE_P(Forms,
+                         GroupOfRanks,
+                         ::testing::ValuesIn(testing::kGroupCases),
+                         [](const auto& info) { return info.param.Name(); });
+
+// Several steps, whose numbers of rows differ: nothing of the step before is
+// taken for this one's.
+TEST_P(GroupOfRanks, SumsInRankOrderOnAllRanks) {
+  CONCLAVE_REQUIRE_GROUP(GetParam());
+  GroupWorld world(GetParam(), {.rows_max = 300, .cols = 256});
+  ASSERT_TRUE(world.ok());
+  uint32_t seed = 1;
+  for (const int32_t rows : {1, 7, 2, 300, 1, 33}) {
+    for (const uint32_t senders : {~0u, 1u}) {
+      SCOPED_TRACE(::testing::Message() << rows << " rows, " << senders);
+      world.Fill(++seed, rows);
+      const testing::GroupWorld::Rows want = world.Expected(senders);
+      world.EachRank([&](int32_t rank) { world.Step(rank, senders); });
+      for (int32_t rank = 0; rank < world.ranks(); ++rank) {
+        ASSERT_TRUE(world.end(rank).whole);
+        EXPECT_EQ(world.X(rank), want.x) << "rank " << rank;
+        EXPECT_EQ(world.U(rank), world.U(0)) << "rank " << rank;
+        EXPECT_LE(testing::RelativeError(
+                      world.U(rank).data(), want.u.data(), want.u.size()),
+                  1e-6);
+      }
+    }
+  }
+}
+
+// No number that a model could compute is taken for an empty slot.
+TEST_P(GroupOfRanks, SumsOfWhatIsNoNumberArrive) {
+  CONCLAVE_REQUIRE_GROUP(GetParam());
+  GroupWorld world(GetParam(), {.rows_max = 4, .cols = 64});
+  ASSERT_TRUE(world.ok());
+  world.Fill(3, 4);
+  world.SetPart(0, 5, std::bit_cast<float>(0xffffffffu));
+  world.SetPart(world.ranks() - 1, 7, std::numeric_limits<float>::infinity());
+  world.EachRank([&](int32_t rank) { world.Step(rank, ~0u); });
+  for (int32_t rank = 0; rank < world.ranks(); ++rank) {
+    ASSERT_TRUE(world.end(rank).whole);
+    EXPECT_TRUE(std::isnan(world.X(rank)[5]));
+    EXPECT_TRUE(std::isinf(world.X(rank)[7]));
+  }
+}
+
+TEST_P(GroupOfRanks, ARankThatDoesNotComeIsNamed) {
+  CONCLAVE_REQUIRE_GROUP(GetParam());
+  if (GetParam().ranks < 2) GTEST_SKIP() << "one rank waits for nobody";
+  GroupWorld world(
+      GetParam(),
+      {.rows_max = 8, .cols = 64, .deadline = absl::Milliseconds(300)});
+  ASSERT_TRUE(world.ok());
+  world.Fill(4, 8);
+  const int32_t gone = world.ranks() - 1;
+  world.EachRank([&](int32_t rank) {
+    if (rank != gone) world.Step(rank, ~0u);
+  });
+  bool named = false;
+  for (int32_t rank = 0; rank < gone; ++rank) {
+    EXPECT_FALSE(world.end(rank).whole);
+    named = named || world.end(rank).missed == gone;
+    EXPECT_EQ(world.end(rank).number, 0);
+  }
+  EXPECT_TRUE(named);
+  ASSERT_TRUE(world.group().Reset().ok());
+  world.Fill(5, 3);
+  const testing::GroupWorld::Rows want = world.Expected(~0u);
+  world.EachRank([&](int32_t rank) { world.Step(rank, ~0u); });
+  for (int32_t rank = 0; rank < world.ranks(); ++rank) {
+    ASSERT_TRUE(world.end(rank).whole);
+    EXPECT_EQ(world.X(rank), want.x);
+  }
+}
+
+TEST_P(GroupOfRanks, AbortEndsAWait) {
+  CONCLAVE_REQUIRE_GROUP(GetParam());
+  if (GetParam().ranks < 2) GTEST_SKIP() << "one rank waits for nobody";
+  GroupWorld world(GetParam(),
+                   {.rows_max = 8, .cols = 64, .deadline = absl::Minutes(10)});
+  ASSERT_TRUE(world.ok());
+  world.Fill(4, 8);
+  std::thread other([&] { world.Step(0, ~0u); });
+  world.group().Abort();
+  other.join();
+  EXPECT_FALSE(world.end(0).whole);
+  EXPECT_EQ(world.end(0).missed, -1);
+}
+
+}  // namespace
+}  // namespace conclave::kernels
