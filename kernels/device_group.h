@@ -21,13 +21,14 @@ enum class GroupExchange : uint8_t {
 };
 
 // One sum of a step as one rank queues it. The sums of a step are numbered 0,
-// 1, 2, ...; there is an even number of them, and a rank sends in one of any
-// two that follow one another: that is what keeps two buffers apart.
+// 1, 2, ..., an even number of them. In each one every rank waits for every
+// other, for its part or for the word that it has none: nobody is ahead by two,
+// so that two buffers, in turn, are enough.
 struct GroupSum {
   int32_t number = 0;
-  uint32_t senders = ~0u;  // bit r: rank r has a part; others have none
+  int32_t only = -1;       // the one rank that has a part; -1: all have
   int32_t rows = 0;        // the same on every rank
-  DeviceAddend part = {};  // this rank's: dense or pairs; none if no sender
+  DeviceAddend part = {};  // this rank's: dense or pairs; or none
   const float* w = nullptr;
   float eps = 0;
   float* x = nullptr;
@@ -60,8 +61,8 @@ class DeviceGroup {
   int32_t ranks() const;
   const Options& options() const;
 
-  // Queues, for each row r: x[r] += the sum over senders, in rank order, of
-  // their parts; u[r] = rmsnorm(x[r]) * w. All ranks get the same bits. Can be
+  // Queues, for each row r: x[r] += the sum of the parts, in rank
+  // order; u[r] = rmsnorm(x[r]) * w. All ranks get the same bits. Can be
   // recorded. cols as in DeviceAddNorm.
   absl::Status AddNorm(int32_t rank, const GroupSum& sum);
 

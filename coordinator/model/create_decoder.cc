@@ -1,14 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
 #include <iterator>
+#include <mutex>
+#include <numeric>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "common/limits.h"
+#include "common/parallel_tasks.h"
 #include "common/status_macros.h"
 #include "coordinator/model/device_decoder.h"
+#include "coordinator/model/group_decoder.h"
 #include "coordinator/model/host_decoder.h"
 #include "kernels/device.h"
 #include "kernels/device_choice.h"
@@ -26,6 +30,18 @@ absl::StatusOr<std::string> NameOf(int32_t gpu) {
         absl::StrCat("no GPU ", gpu, "; this machine has ", devices.size()));
   }
   return kernels::GpuName(devices, gpu, "gpu:");
+}
+
+DeviceDecoder::Options OptionsFor(StateSizes sizes,
+                                  kernels::Activations activations,
+                                  const DevicePlace& place) {
+  return {
+      .sizes = sizes,
+      .rows_max = sizes.step_rows > 0 ? sizes.step_rows : limits::kStepRowsMax,
+      .sequences_max = sizes.state_slots,
+      .exact = activations == kernels::Activations::kF32,
+      .kv = place.kv,
+      .gdn = place.gdn};
 }
 
 absl::StatusOr<std::unique_ptr<Decoder>> CreateOnDevice(
@@ -50,19 +66,67 @@ absl::StatusOr<std::unique_ptr<Decoder>> CreateOnDevice(
       DeviceWeights weights,
       LoadDeviceWeights(
           checkpoint, queue.get(), {.here = here, .progress = place.progress}));
-  const int32_t rows =
-      sizes.step_rows > 0 ? sizes.step_rows : limits::kStepRowsMax;
-  return DeviceDecoder::Create(
-      std::move(queue),
-      std::move(weights),
-      {.sizes = sizes,
-       .rows_max = rows,
-       .sequences_max = sizes.state_slots,
-       .exact = activations == kernels::Activations::kF32,
-       .kv = place.kv,
-       .gdn = place.gdn,
-       .experts = experts,
-       .name = std::move(name)});
+  DeviceDecoder::Options options = OptionsFor(sizes, activations, place);
+  options.experts = experts;
+  options.name = std::move(name);
+  return DeviceDecoder::Create(std::move(queue), std::move(weights), options);
+}
+
+// Progress of one rank's part, told with the others'.
+class JointProgress {
+ public:
+  JointProgress(size_t ranks, checkpoint::LoadProgressFn tell)
+      : done_(ranks), total_(ranks), tell_(std::move(tell)) {}
+  void Tell(size_t rank, uint64_t done, uint64_t total) {
+    if (tell_ == nullptr) return;
+    std::lock_guard<std::mutex> lock(mutex_);
+    done_[rank] = done;
+    total_[rank] = total;
+    tell_(std::accumulate(done_.begin(), done_.end(), uint64_t{0}),
+          std::accumulate(total_.begin(), total_.end(), uint64_t{0}));
+  }
+
+ private:
+  std::mutex mutex_;
+  std::vector<uint64_t> done_, total_;
+  const checkpoint::LoadProgressFn tell_;
+};
+
+absl::StatusOr<std::unique_ptr<Decoder>> CreateOnGroup(
+    const checkpoint::Checkpoint& checkpoint,
+    StateSizes sizes,
+    kernels::Activations activations,
+    const DevicePlace& place) {
+  const auto ranks = static_cast<int32_t>(place.gpus.size());
+  std::vector<GroupDecoder::Member> members(place.gpus.size());
+  ASSIGN_OR_RETURN(const DenseWeights dense, LoadDenseWeights(checkpoint));
+  JointProgress progress(members.size(), place.progress);
+  const auto load = [&](int64_t i) -> absl::Status {
+    const auto rank = static_cast<size_t>(i);
+    GroupDecoder::Member& member = members[rank];
+    ASSIGN_OR_RETURN(member.name, NameOf(place.gpus[rank]));
+    ASSIGN_OR_RETURN(member.queue,
+                     kernels::DeviceQueue::Create(place.gpus[rank]));
+    ASSIGN_OR_RETURN(member.weights,
+                     LoadDeviceWeights(
+                         checkpoint,
+                         member.queue.get(),
+                         {.rank = {static_cast<int32_t>(i), ranks, place.form},
+                          .dense = &dense,
+                          .progress = [&, rank](uint64_t done, uint64_t total) {
+                            progress.Tell(rank, done, total);
+                          }}));
+    return absl::OkStatus();
+  };
+  RETURN_IF_ERROR(ParallelTasks(ranks, ranks, load));
+  ASSIGN_OR_RETURN(
+      std::unique_ptr<GroupDecoder> out,
+      GroupDecoder::Create(std::move(members),
+                           {.each = OptionsFor(sizes, activations, place),
+                            .form = place.form,
+                            .exchange = place.exchange,
+                            .deadline = place.group_deadline}));
+  return out;
 }
 
 }  // namespace
@@ -75,6 +139,14 @@ absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Create(
     StateSizes sizes,
     kernels::Activations activations,
     const DevicePlace& place) {
+  if (backend == kernels::Backend::kCuda && place.gpus.size() > 1) {
+    if (experts == nullptr) {
+      return CreateOnGroup(checkpoint, sizes, activations, place);
+    }
+    return absl::InvalidArgumentError(
+        "several GPUs and workers: not together yet; take the workers out of "
+        "the file or name one GPU");
+  }
   if (backend == kernels::Backend::kCuda) {
     return CreateOnDevice(checkpoint, experts, sizes, activations, place);
   }

@@ -11,10 +11,12 @@
 #include "common/checkpoint/checkpoint.h"
 #include "common/checkpoint/shard_weights.h"
 #include "coordinator/experts/experts.h"
+#include "coordinator/model/rank_cut.h"
 #include "coordinator/model/step_sampler.h"
 #include "kernels/context.h"
 #include "kernels/device_attention.h"
 #include "kernels/device_gdn.h"
+#include "kernels/device_group.h"
 #include "kernels/step_batch.h"
 
 namespace conclave::model {
@@ -40,10 +42,15 @@ struct DevicePlace {
   int32_t gpu = 0;                                // or kernels::kHostDevice
   kernels::KvDType kv = kernels::KvDType::kBF16;  // kF32 where all is float32
   kernels::GdnDType gdn = kernels::GdnDType::kF32;
-  checkpoint::LoadProgressFn progress;  // of the weights; or null
+  checkpoint::LoadProgressFn progress = nullptr;  // of the weights
+  // Several: they compute the model together, in rank order; else `gpu` does.
+  std::vector<int32_t> gpus = {};
+  GroupForm form = GroupForm::kSymmetric;
+  kernels::GroupExchange exchange = kernels::GroupExchange::kPeer;
+  absl::Duration group_deadline = absl::Seconds(5);  // of a wait for a rank
   // Layers whose routed experts are on the GPU too; empty: none where there
   // are `experts` to hold them, else all.
-  std::vector<bool> routed_here;
+  std::vector<bool> routed_here = {};
 };
 
 // What one step gives back; views into the decoder's own memory, valid until
@@ -63,9 +70,9 @@ class Probe {
 };
 
 // The language model: embedding, layers, final norm, head. Owns dense weights
-// and the pools of KV blocks and GDN states. Engine thread only. Two of them:
-// in host memory, block by block (decoder.cc), and on a GPU
-// (device_decoder.h).
+// and the pools of KV blocks and GDN states. Engine thread only. Three of
+// them: in host memory, block by block (decoder.cc), on a GPU
+// (device_decoder.h), and on several (group_decoder.h).
 class Decoder {
  public:
   // The one that `backend` calls for. On a GPU, activations are float32 with

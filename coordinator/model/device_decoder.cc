@@ -42,8 +42,10 @@ absl::Status DeviceDecoder::Impl::Product(const DeviceLinears& linears,
 
 // m.y = mixer(m.u)
 absl::Status DeviceDecoder::Impl::Mix(size_t index,
-                                      const kernels::DeviceStep& step) {
+                                      const kernels::DeviceStep& step,
+                                      DeviceAddend* sum) {
   const DeviceLayer& layer = weights.layers[index];
+  if (layer.out.parts.empty()) return absl::OkStatus();
   if (Launches(kProjections)) {
     RETURN_IF_ERROR(
         Product(layer.in, m.u(), nullptr, step.rows, m.projected()));
@@ -69,9 +71,12 @@ absl::Status DeviceDecoder::Impl::Mix(size_t index,
                                        m.scratch(),
                                        m.mixed()));
   }
-  if (!Launches(kProjections)) return absl::OkStatus();
-  return Product(
-      layer.out, m.mixed(), nullptr, step.rows, m.y(), &mixer_planes);
+  if (Launches(kProjections)) {
+    RETURN_IF_ERROR(Product(
+        layer.out, m.mixed(), nullptr, step.rows, m.y(), &mixer_planes));
+  }
+  *sum = {.dense = m.y(), .planes = mixer_planes};
+  return absl::OkStatus();
 }
 
 // m.pairs = what the experts of `entries` on this device say of m.u
@@ -115,22 +120,7 @@ absl::Status DeviceDecoder::Impl::Experts(size_t index,
 
 absl::Status DeviceDecoder::Impl::Layers(const kernels::DeviceStep& step,
                                          Probe* probe) {
-  const int32_t hidden = weights.config.hidden_size;
-  const float eps = weights.config.rms_norm_eps;
   const kernels::DeviceEntries entries = m.EntriesOf(step.rows);
-  const auto norm = [&](const DeviceAddend& addend, const float* w, void* low) {
-    if (!Launches(kNorms)) return absl::OkStatus();
-    return kernels::DeviceAddNorm(queue.get(),
-                                  step.rows,
-                                  hidden,
-                                  addend,
-                                  w,
-                                  eps,
-                                  nullptr,
-                                  m.x(),
-                                  m.u(),
-                                  low);
-  };
   if (options.experts != nullptr) {
     RETURN_IF_ERROR(elsewhere.BeginStep(entries));
   }
@@ -138,34 +128,35 @@ absl::Status DeviceDecoder::Impl::Layers(const kernels::DeviceStep& step,
       queue.get(), weights.embedding, step.token, step.rows, m.x()));
   RETURN_IF_ERROR(Show(probe, -1, step.rows));
   DeviceAddend moe;  // of the layer before
-  for (size_t i = 0; i < weights.layers.size(); ++i) {
-    const DeviceLayer& layer = weights.layers[i];
-    RETURN_IF_ERROR(norm(moe, layer.input_norm, nullptr));
-    if (i > 0) {
-      RETURN_IF_ERROR(Show(probe, static_cast<int32_t>(i) - 1, step.rows));
-    }
-    RETURN_IF_ERROR(Mix(i, step));
-    RETURN_IF_ERROR(norm({.dense = m.y(), .planes = mixer_planes},
-                         layer.post_attention_norm,
-                         m.low()));
-    RETURN_IF_ERROR(Experts(i, entries, &moe));
-    RETURN_IF_ERROR(ShowRouting(probe, static_cast<int32_t>(i), entries));
+  const auto layers = static_cast<int32_t>(weights.layers.size());
+  for (int32_t i = 0; i < layers; ++i) {
+    const DeviceLayer& layer = weights.layers[static_cast<size_t>(i)];
+    RETURN_IF_ERROR(Norm(step.rows, moe, 2 * i - 1, layer.input_norm, nullptr));
+    if (i > 0) RETURN_IF_ERROR(Show(probe, i - 1, step.rows));
+    DeviceAddend mixed;  // nothing on a rank without heads
+    RETURN_IF_ERROR(Mix(static_cast<size_t>(i), step, &mixed));
+    RETURN_IF_ERROR(
+        Norm(step.rows, mixed, 2 * i, layer.post_attention_norm, m.low()));
+    RETURN_IF_ERROR(Experts(static_cast<size_t>(i), entries, &moe));
+    RETURN_IF_ERROR(ShowRouting(probe, i, entries));
   }
-  RETURN_IF_ERROR(norm(moe, weights.final_norm, nullptr));
-  return Show(
-      probe, static_cast<int32_t>(weights.layers.size()) - 1, step.rows);
+  RETURN_IF_ERROR(
+      Norm(step.rows, moe, 2 * layers - 1, weights.final_norm, nullptr));
+  return Show(probe, layers - 1, step.rows);
 }
 
 absl::Status DeviceDecoder::Impl::PassToLogits(const Sizes& sizes) {
   RETURN_IF_ERROR(Layers(arrays.At(sizes).step, nullptr));
-  if (!Launches(kHead)) return absl::OkStatus();
+  if (!Launches(kHead) || weights.head.parts.empty()) return absl::OkStatus();
   return Product(weights.head, m.u(), nullptr, sizes.rows, m.logits());
 }
 
 // Everything of a step of one row per sequence, sampled greedily.
 absl::Status DeviceDecoder::Impl::Pass(const Sizes& sizes) {
   RETURN_IF_ERROR(PassToLogits(sizes));
-  if (!Launches(kSample)) return absl::OkStatus();
+  if (!Launches(kSample) || weights.head.parts.empty()) {
+    return absl::OkStatus();
+  }
   return kernels::DeviceSample(queue.get(),
                                m.logits(),
                                sizes.rows,

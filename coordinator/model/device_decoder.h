@@ -12,6 +12,7 @@
 #include "coordinator/model/device_weights.h"
 #include "kernels/device_attention.h"
 #include "kernels/device_gdn.h"
+#include "kernels/device_group.h"
 #include "kernels/device_queue.h"
 
 namespace conclave::model {
@@ -37,8 +38,14 @@ class DeviceDecoder final : public Decoder {
     // Who holds the routed experts that the weights lack, outliving the
     // decoder; null where they lack none.
     experts::Experts* experts = nullptr;
-    bool record = true;            // not with experts elsewhere
-    std::string name = "the GPU";  // in errors
+    bool record = true;  // not with experts elsewhere
+    // Of one rank of a group, which outlives the decoder: the weights are that
+    // rank's. Its steps need those of the other ranks.
+    kernels::DeviceGroup* group = nullptr;
+    int32_t rank = 0;
+    GroupForm form = GroupForm::kSymmetric;
+    std::vector<std::string> rank_names = {};  // [ranks], in errors
+    std::string name = "the GPU";              // in errors
   };
   static absl::StatusOr<std::unique_ptr<DeviceDecoder>> Create(
       std::unique_ptr<kernels::DeviceQueue> queue,
@@ -54,6 +61,22 @@ class DeviceDecoder final : public Decoder {
   absl::StatusOr<std::unique_ptr<StepSampler>> MakeSampler(
       int32_t vocab_used) override;
   absl::Status Health() const override;
+
+  // A rank's part of a step whose logits are rank 0's; recorded: as rank 0's,
+  // see IsRecorded. DeadlineExceeded names the rank that was waited for in
+  // vain; Aborted: another rank's step failed.
+  absl::Status Follow(const kernels::StepBatch& batch,
+                      std::span<const int32_t> tokens,
+                      bool recorded);
+  static bool IsRecorded(const kernels::StepBatch& batch,
+                         std::span<const int32_t> logit_rows,
+                         const Probe* probe);
+  // What Run and RunGreedy refuse before they begin.
+  absl::Status Check(const kernels::StepBatch& batch,
+                     std::span<const int32_t> tokens,
+                     std::span<const int32_t> logit_rows) const;
+  absl::Status CheckOneRowEach(const kernels::StepBatch& batch,
+                               std::span<const int32_t> tokens) const;
 
   // A step of one row per sequence; next[i] is the likeliest token after
   // sequence i, -1 where the logits are not finite.
@@ -71,7 +94,8 @@ class DeviceDecoder final : public Decoder {
     kExperts = 32,  // routed and shared
     kHead = 64,
     kSample = 128,
-    kAll = 255,
+    kExchange = 256,  // of a group; else norms add this rank's part alone
+    kAll = 511,
   };
   // Device time of one such step, seconds, as the mean of `repeats` replays;
   // only of the blocks in `blocks`, on whatever the others left.

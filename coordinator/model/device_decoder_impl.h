@@ -18,6 +18,7 @@
 namespace conclave::model {
 
 // device_decoder.cc has the pass, device_decoder_run.cc the steps,
+// device_decoder_group.cc where ranks of a group meet,
 // device_decoder_measure.cc what benchmarks ask, device_sampler.cc steps that
 // choose tokens.
 struct DeviceDecoder::Impl {
@@ -28,7 +29,22 @@ struct DeviceDecoder::Impl {
   // Sizes of a step of one row per sequence, and of its recording.
   Sizes SizesOf(const kernels::StepBatch& batch) const;
   absl::Status Layers(const kernels::DeviceStep& step, Probe* probe);
-  absl::Status Mix(size_t index, const kernels::DeviceStep& step);
+  // m.x += addend, and in a group the other ranks' in sum `number` of the step
+  // (-1: there is none); m.u = its norm.
+  absl::Status Norm(int32_t rows,
+                    const kernels::DeviceAddend& addend,
+                    int32_t number,
+                    const float* w,
+                    void* low);
+  // Waits for the step in a group; alone, whoever reads its results does.
+  absl::Status Joined();
+  absl::Status Follow(const kernels::StepBatch& batch,
+                      std::span<const int32_t> tokens,
+                      bool recorded);
+  // *sum is what the mixer adds to m.x.
+  absl::Status Mix(size_t index,
+                   const kernels::DeviceStep& step,
+                   kernels::DeviceAddend* sum);
   // Routes m.u and computes its experts; *sum is what they add to m.x.
   absl::Status Experts(size_t index,
                        const kernels::DeviceEntries& entries,

@@ -30,6 +30,7 @@ absl::StatusOr<double> DeviceDecoder::Time(const StepBatch& batch,
     RETURN_IF_ERROR(d.queue->Launch(*graph));
   }
   RETURN_IF_ERROR(d.queue->Mark(1));
+  RETURN_IF_ERROR(d.Joined());
   ASSIGN_OR_RETURN(const double seconds, d.queue->Between());
   return seconds / repeats;
 }

@@ -98,6 +98,10 @@ absl::Status DeviceDecoder::Impl::Told(const absl::Status& status) {
   // anything else CUDA answers every further call with the same error.
   if (status.ok() || absl::IsInvalidArgument(status)) return status;
   if (status == elsewhere.failure()) return status;
+  // Another rank was missed: this device is what it was.
+  if (absl::IsDeadlineExceeded(status) || absl::IsAborted(status)) {
+    return status;
+  }
   const absl::Status named(absl::IsResourceExhausted(status)
                                ? absl::StatusCode::kUnavailable
                                : absl::StatusCode::kInternal,
@@ -119,8 +123,9 @@ absl::StatusOr<StepOutput> DeviceDecoder::Impl::Run(
   NotePositions(batch);
   const auto wanted = static_cast<int32_t>(logit_rows.size());
   auto sizes = DeviceStepArrays::SizesOf(batch, wanted);
-  if (sizes.rows_max == 1 && wanted == batch.rows && probe == nullptr) {
+  if (IsRecorded(batch, logit_rows, probe)) {
     RETURN_IF_ERROR(Recorded(batch, tokens, &sizes));
+    RETURN_IF_ERROR(Joined());
     logits.resize(static_cast<size_t>(wanted) * weights.config.vocab_size);
     RETURN_IF_ERROR(queue->Download(
         m.logits(), logits.size() * sizeof(float), logits.data()));
@@ -128,6 +133,7 @@ absl::StatusOr<StepOutput> DeviceDecoder::Impl::Run(
     RETURN_IF_ERROR(
         arrays.Upload(queue.get(), sizes, batch, tokens, logit_rows, 0));
     RETURN_IF_ERROR(Layers(arrays.At(sizes).step, probe));
+    RETURN_IF_ERROR(Joined());
     RETURN_IF_ERROR(Head(sizes));
   }
   RETURN_IF_ERROR(FinalHidden(batch.rows));
@@ -166,6 +172,7 @@ absl::Status DeviceDecoder::RunGreedy(const StepBatch& batch,
   d.NotePositions(batch);
   DeviceStepArrays::Sizes sizes;
   RETURN_IF_ERROR(d.Recorded(batch, tokens, &sizes));
+  RETURN_IF_ERROR(d.Joined());
   return d.queue->Download(d.m.next(), next.size_bytes(), next.data());
 }
 
@@ -196,7 +203,8 @@ absl::StatusOr<std::unique_ptr<DeviceDecoder>> DeviceDecoder::Create(
                                          .sequences_max = options.sequences_max,
                                          .exact = options.exact,
                                          .kv = impl->options.kv,
-                                         .gdn = impl->options.gdn}));
+                                         .gdn = impl->options.gdn,
+                                         .head = options.rank == 0}));
   if (options.experts != nullptr) {
     impl->options.record = false;
     ASSIGN_OR_RETURN(impl->elsewhere,

@@ -147,7 +147,7 @@ size_t DeviceMemory::ScratchFloats(const DeviceQueue& queue,
   if (attention_.heads == 0) return 0;
   const auto count = static_cast<int32_t>(rows);
   return std::max(
-      kernels::GdnScratchFloats(gdn_, count),
+      kernels::GdnScratchFloats(gdn_, gdn_form(), count),
       kernels::AttentionScratchFloats(
           queue, attention_, count, static_cast<int32_t>(sequences)));
 }
@@ -155,8 +155,8 @@ size_t DeviceMemory::ScratchFloats(const DeviceQueue& queue,
 absl::Status DeviceMemory::AllocateArrays(DeviceQueue* queue,
                                           const ModelConfig& c,
                                           const Options& options) {
-  const auto rows = static_cast<size_t>(options.rows_max) +
-                    static_cast<size_t>(options.sequences_max) / 2;
+  const auto rows = static_cast<size_t>(
+      FilledRowsMax(options.rows_max, options.sequences_max));
   const auto sequences = static_cast<size_t>(options.sequences_max);
   const auto hidden = static_cast<size_t>(c.hidden_size);
   const size_t each = options.exact ? sizeof(float) : sizeof(uint16_t);

@@ -19,6 +19,12 @@ StateBytes DeviceStateBytesOf(const checkpoint::ModelConfig& config,
                               kernels::KvDType kv,
                               kernels::GdnDType gdn);
 
+// Rows of the largest step: filling a recorded one up takes a third more rows
+// than sequences at the most.
+inline int32_t FilledRowsMax(int32_t rows_max, int32_t sequences_max) {
+  return rows_max + sequences_max / 2;
+}
+
 // What a model on a device needs beside its weights, allocated once: states of
 // sequences and the arrays of a step. KV blocks have one more than `sizes`
 // says, for rows that fill a recorded step up.

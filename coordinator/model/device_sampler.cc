@@ -118,6 +118,7 @@ absl::Status DeviceSampler::RunStep(const kernels::StepBatch& batch,
   RETURN_IF_ERROR(d_.queue->Upload(
       host_.data(), host_.size() * sizeof(DeviceSampling), how_.as<void>()));
   RETURN_IF_ERROR(Launch(sizes, counted));
+  RETURN_IF_ERROR(d_.Joined());
   return d_.queue->Download(d_.m.next(), next.size_bytes(), next.data());
 }
 

@@ -140,6 +140,7 @@ absl::StatusOr<DeviceWeights> LoadDeviceWeights(const Checkpoint& checkpoint,
                    CutFor(checkpoint.config(), load.rank, multiples));
   DeviceWeights out;
   out.config = ConfigOf(checkpoint.config(), cut);
+  out.cut = cut;
   ASSIGN_OR_RETURN(const uint64_t total,
                    DeviceWeightBytesOf(checkpoint, load.here, load.rank));
   if (load.progress != nullptr) load.progress(0, total);

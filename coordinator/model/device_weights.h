@@ -50,7 +50,8 @@ inline bool IsHere(const RoutedHere& here, size_t layer) {
 // one rank of a group has of it.
 struct DeviceWeights {
   checkpoint::ModelConfig config;  // of that part
-  kernels::WeightView embedding;   // device pointers
+  RankCut cut;
+  kernels::WeightView embedding;  // device pointers
   std::vector<DeviceLayer> layers;
   const float* final_norm = nullptr;
   DeviceLinears head;  // rank 0

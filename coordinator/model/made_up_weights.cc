@@ -135,6 +135,7 @@ absl::StatusOr<DeviceWeights> MakeUp(const MadeUpModel& model,
   ASSIGN_OR_RETURN(const RankCut cut, CutFor(c, rank, MultiplesOf(model)));
   DeviceWeights out;
   out.config = ConfigOf(c, cut);
+  out.cut = cut;
   Maker maker(queue, &out);
   MadeUpRank parts(model, cut, &maker);
   const StoredWeight table{

@@ -24,7 +24,9 @@ struct Rank {
   DeviceGroup::End end;                // of this step
 };
 
-bool Sends(uint32_t senders, int32_t rank) { return senders >> rank & 1; }
+bool HasPart(const GroupSum& sum, int32_t rank) {
+  return sum.only < 0 || sum.only == rank;
+}
 
 }  // namespace
 
@@ -61,19 +63,19 @@ struct DeviceGroup::Impl {
     const int64_t count = own.sent.load(std::memory_order_relaxed) + 1;
     const size_t buffer = static_cast<size_t>(count) % kBuffers;
     const auto cols = static_cast<size_t>(options.cols);
-    for (int32_t r = 0; Sends(sum.senders, rank) && r < sum.rows; ++r) {
+    for (int32_t r = 0; HasPart(sum, rank) && r < sum.rows; ++r) {
       host::PartOfRow(
           sum.part, sum.rows, r, {&own.parts[buffer][r * cols], cols});
     }
     own.sent.store(count, std::memory_order_release);
     for (int32_t k = 0; k < std::ssize(ranks); ++k) {
-      if (Sends(sum.senders, k) && !Await(rank, k, count, sum.number)) return;
+      if (!Await(rank, k, count, sum.number)) return;
     }
     std::vector<float> all(cols);
     for (int32_t r = 0; r < sum.rows; ++r) {
       std::fill(all.begin(), all.end(), 0.0f);
       for (int32_t k = 0; k < std::ssize(ranks); ++k) {
-        if (!Sends(sum.senders, k)) continue;
+        if (!HasPart(sum, k)) continue;
         const float* part = &ranks[k].parts[buffer][r * cols];
         for (size_t i = 0; i < cols; ++i) all[i] += part[i];
       }

@@ -3,20 +3,16 @@
 
 #include <gtest/gtest.h>
 
-#include <bit>
 #include <cstdint>
 #include <cstdlib>
 #include <functional>
 #include <memory>
 #include <string>
-#include <string_view>
-#include <thread>
 #include <vector>
 
 #include "kernels/device.h"
 #include "kernels/device_group.h"
 #include "kernels/device_queue.h"
-#include "tests/testing/seeded.h"
 
 // Ranks with made-up parts of a residual sum.
 namespace conclave::testing {
@@ -48,18 +44,7 @@ inline constexpr GroupCase kGroupCases[] = {
     {.gpus = true, .ranks = 4, .exchange = kernels::GroupExchange::kNccl}};
 
 // Empty, or why the case cannot run here.
-inline std::string WhyNot(const GroupCase& group) {
-  if (!group.gpus) {
-    return kernels::DeviceQueue::Create(kernels::kHostDevice).ok()
-               ? ""
-               : "built with CUDA: the plain twins are not linked";
-  }
-  const auto devices = kernels::ListCudaDevices();
-  if (!devices.ok()) return std::string(devices.status().message());
-  if (std::ssize(*devices) >= group.ranks) return "";
-  return "this machine has " + std::to_string(devices->size()) + " GPUs, not " +
-         std::to_string(group.ranks);
-}
+std::string WhyNot(const GroupCase& group);
 
 class GroupWorld {
  public:
@@ -67,27 +52,7 @@ class GroupWorld {
     std::vector<float> x, u;
   };
 
-  GroupWorld(const GroupCase& group, kernels::DeviceGroup::Options options)
-      : cols_(options.cols) {
-    options.exchange = group.exchange;
-    std::vector<kernels::DeviceQueue*> queues;
-    for (int32_t rank = 0; rank < group.ranks; ++rank) {
-      auto queue = kernels::DeviceQueue::Create(group.device(rank));
-      EXPECT_TRUE(queue.ok()) << queue.status();
-      if (!queue.ok()) return;
-      queues.push_back(queue->get());
-      Member& member = members_.emplace_back();
-      member.queue = *std::move(queue);
-      for (kernels::DeviceBuffer* to :
-           {&member.x, &member.u, &member.part, &member.w}) {
-        *to = *member.queue->Allocate(sizeof(float) * options.rows_max * cols_,
-                                      "a test's rows");
-      }
-    }
-    auto made = kernels::DeviceGroup::Create(queues, options);
-    EXPECT_TRUE(made.ok()) << made.status();
-    if (made.ok()) group_ = *std::move(made);
-  }
+  GroupWorld(const GroupCase& group, kernels::DeviceGroup::Options options);
 
   bool ok() const { return group_ != nullptr; }
   int32_t ranks() const { return static_cast<int32_t>(members_.size()); }
@@ -97,92 +62,27 @@ class GroupWorld {
     return members_[rank].end;
   }
 
-  void Fill(uint32_t seed, int32_t rows) {
-    rows_ = rows;
-    Seeded random(seed);
-    x_ = random.Floats(rows * cols_);
-    w_ = random.Floats(cols_);
-    for (Member& member : members_) {
-      member.values = random.Floats(rows * cols_);
-      Up(member, x_, member.x);
-      Up(member, w_, member.w);
-      Up(member, member.values, member.part);
-    }
-  }
-  void SetPart(int32_t rank, size_t at, float value) {
-    members_[rank].values[at] = value;
-    Up(members_[rank], members_[rank].values, members_[rank].part);
-  }
+  void Fill(uint32_t seed, int32_t rows);
+  void SetPart(int32_t rank, size_t at, float value);
 
-  // What two sums, of which `senders` send in the first and all in the second,
-  // give.
-  Rows Expected(uint32_t senders) const {
-    Rows out{.x = x_, .u = {}};
-    for (const uint32_t from : {senders, ~0u}) {
-      for (size_t i = 0; i < out.x.size(); ++i) {
-        float sum = 0;
-        for (int32_t rank = 0; rank < ranks(); ++rank) {
-          if (from >> rank & 1) sum += members_[rank].values[i];
-        }
-        out.x[i] += sum;
-      }
-    }
-    for (int32_t r = 0; r < rows_; ++r) {
-      float sum = 0;
-      const float* line = &out.x[size_t(r) * cols_];
-      for (int32_t c = 0; c < cols_; ++c) sum += line[c] * line[c];
-      const float factor = 1.0f / __builtin_sqrtf(sum / cols_ + kEps);
-      for (int32_t c = 0; c < cols_; ++c) {
-        out.u.push_back(line[c] * factor * w_[c]);
-      }
-    }
-    return out;
-  }
+  // What two sums give, in the first of which `only` has a part (-1: all).
+  Rows Expected(int32_t only) const;
 
   // Queues those two sums.
-  absl::Status Queue(int32_t rank, uint32_t senders) {
-    Member& m = members_[rank];
-    for (int32_t number = 0; number < 2; ++number) {
-      const uint32_t from = number == 0 ? senders : ~0u;
-      kernels::GroupSum sum{.number = number,
-                            .senders = from,
-                            .rows = rows_,
-                            .w = m.w.as<float>(),
-                            .eps = kEps,
-                            .x = m.x.as<float>(),
-                            .u = {.data = m.u.as<void>(), .bf16 = false}};
-      if (from >> rank & 1) sum.part.dense = m.part.as<float>();
-      const absl::Status status = group_->AddNorm(rank, sum);
-      if (!status.ok()) return status;
-    }
-    return absl::OkStatus();
-  }
-  void Finish(int32_t rank) {
-    const auto end = group_->Finish(rank);
-    EXPECT_TRUE(end.ok()) << end.status();
-    if (end.ok()) members_[rank].end = *end;
-  }
-  void Step(int32_t rank, uint32_t senders) {
-    const absl::Status status = Queue(rank, senders);
-    EXPECT_TRUE(status.ok()) << status;
-    Finish(rank);
-  }
+  absl::Status Queue(int32_t rank, int32_t only);
+  void Finish(int32_t rank);
+  void Step(int32_t rank, int32_t only);
 
   // Each in a thread of its own.
-  void EachRank(const std::function<void(int32_t)>& what) {
-    std::vector<std::thread> threads;
-    for (int32_t rank = 0; rank < ranks(); ++rank) {
-      threads.emplace_back([&what, rank] { what(rank); });
-    }
-    for (std::thread& thread : threads) thread.join();
-  }
+  void EachRank(const std::function<void(int32_t)>& what);
 
   std::vector<float> X(int32_t rank) { return Down(rank, members_[rank].x); }
   std::vector<float> U(int32_t rank) { return Down(rank, members_[rank].u); }
-  void RestoreX(int32_t rank) { Up(members_[rank], x_, members_[rank].x); }
+  // As Fill left it.
+  kernels::DeviceBuffer& x(int32_t rank) { return members_[rank].x; }
+  const std::vector<float>& filled_x() const { return x_; }
 
  private:
-  static constexpr float kEps = 1e-6f;
   struct Member {
     std::unique_ptr<kernels::DeviceQueue> queue;
     kernels::DeviceBuffer x, u, part, w;
@@ -191,19 +91,8 @@ class GroupWorld {
   };
   void Up(Member& member,
           const std::vector<float>& from,
-          const kernels::DeviceBuffer& to) {
-    const absl::Status status = member.queue->Upload(
-        from.data(), from.size() * sizeof(float), to.as<void>());
-    EXPECT_TRUE(status.ok()) << status;
-    EXPECT_TRUE(member.queue->Wait().ok());
-  }
-  std::vector<float> Down(int32_t rank, const kernels::DeviceBuffer& from) {
-    std::vector<float> out(static_cast<size_t>(rows_) * cols_);
-    const absl::Status status = members_[rank].queue->Download(
-        from.as<void>(), out.size() * sizeof(float), out.data());
-    EXPECT_TRUE(status.ok()) << status;
-    return out;
-  }
+          const kernels::DeviceBuffer& to);
+  std::vector<float> Down(int32_t rank, const kernels::DeviceBuffer& from);
 
   const int32_t cols_;
   int32_t rows_ = 0;

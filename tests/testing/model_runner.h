@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -30,6 +31,14 @@ class ModelRunner {
               int32_t gpu = 0,
               const std::vector<bool>& routed_here = {},
               kernels::GdnDType gdn = kernels::GdnDType::kF32);
+
+  ModelRunner(std::unique_ptr<model::Decoder> decoder, int32_t vocab)
+      : decoder_(std::move(decoder)), vocab_(vocab) {}
+
+  // Sizes of the caches that this needs.
+  static constexpr model::StateSizes Sizes() {
+    return {.kv_blocks = kSequences * kBlocks, .state_slots = kSequences};
+  }
 
   struct Sequence {
     int32_t position = 0;
@@ -58,6 +67,7 @@ class ModelRunner {
                                               int32_t count);
 
   const model::Decoder& decoder() const { return *decoder_; }
+  model::Decoder& decoder() { return *decoder_; }
   // Final hidden rows of the last step.
   const std::vector<float>& hidden() const { return hidden_; }
 

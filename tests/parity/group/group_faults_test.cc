@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: Apache-2.0
+// A rank that stalls or fails in the middle of a step: an error that names it,
+// and the next step works, unless its device is lost.
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "common/clock.h"
+#include "kernels/host/stream.h"
+#include "tests/parity/group/group_runner.h"
+#include "tests/testing/golden.h"
+
+namespace conclave::testing {
+namespace {
+
+constexpr absl::Duration kDeadline = absl::Seconds(3);
+
+class GroupFaults : public ::testing::TestWithParam<GroupSetting> {
+ protected:
+  void SetUp() override {
+    CONCLAVE_REQUIRE_GROUP(GetParam().where);
+    group_ = std::make_unique<GroupRunner>(
+        TinyModel(), GetParam(), /*exact=*/true, kDeadline);
+    ASSERT_NE(group_->decoder, nullptr);
+  }
+
+  // What befalls that rank at its `work`th piece of work from now on.
+  void At(int32_t rank, int32_t work, std::function<absl::Status()> fault) {
+    auto left = std::make_shared<std::atomic<int32_t>>(work);
+    kernels::host::StreamOf(group_->decoder->queue(rank))->fault =
+        [left, fault] { return (*left)-- == 0 ? fault() : absl::OkStatus(); };
+  }
+
+  absl::StatusOr<std::vector<int32_t>> Greedy() {
+    return group_->runner->Greedy(FindGolden("len63").ids, 3);
+  }
+  void ExpectGreedy() {
+    const auto got = Greedy();
+    ASSERT_TRUE(got.ok()) << got.status();
+    const std::vector<int32_t>& want = FindGolden("len63").greedy_ids;
+    EXPECT_EQ(*got, std::vector<int32_t>(want.begin(), want.begin() + 3));
+  }
+  static void ExpectSays(const absl::Status& status, const std::string& what) {
+    EXPECT_NE(status.message().find(what), std::string::npos) << status;
+  }
+
+  std::unique_ptr<GroupRunner> group_;
+};
+
+std::vector<GroupSetting> OnTwins() {
+  std::vector<GroupSetting> out;
+  for (const GroupSetting& setting : GroupSettings()) {
+    if (!setting.where.gpus) out.push_back(setting);
+  }
+  return out;
+}
+
+INSTANTIATE_TEST_SUITE_P(Forms,
+                         GroupFaults,
+                         ::testing::ValuesIn(OnTwins()),
+                         [](const auto& info) { return info.param.Name(); });
+
+TEST_P(GroupFaults, ARankThatStallsIsNamed) {
+  ExpectGreedy();
+  const int32_t last = GetParam().where.ranks - 1;
+  At(last, 17, [] {
+    RealClock()->SleepUntil(RealClock()->Now() + kDeadline * 1.5);
+    return absl::OkStatus();
+  });
+  const auto got = Greedy();
+  EXPECT_EQ(got.status().code(), absl::StatusCode::kUnavailable);
+  ExpectSays(got.status(),
+             "rank " + std::to_string(last) + " (device " +
+                 std::to_string(last) + ") did not come to the sum after the ");
+  ExpectSays(got.status(), " of layer ");
+  EXPECT_TRUE(group_->decoder->Health().ok());
+  ExpectGreedy();
+}
+
+TEST_P(GroupFaults, ARankThatFailsIsNamed) {
+  for (int32_t rank = 0; rank < GetParam().where.ranks; ++rank) {
+    At(rank, 30, [] { return absl::ResourceExhaustedError("no room"); });
+    const auto got = Greedy();
+    EXPECT_EQ(got.status().code(), absl::StatusCode::kUnavailable);
+    ExpectSays(got.status(),
+               "rank " + std::to_string(rank) + " (device " +
+                   std::to_string(rank) + "): no room");
+    EXPECT_TRUE(group_->decoder->Health().ok());
+    ExpectGreedy();
+  }
+}
+
+TEST_P(GroupFaults, ALostDeviceEndsTheGroup) {
+  At(1, 30, [] { return absl::InternalError("an illegal address"); });
+  const auto got = Greedy();
+  ExpectSays(got.status(), "rank 1 (device 1): an illegal address");
+  ExpectSays(group_->decoder->Health(), "rank 1 (device 1)");
+  EXPECT_FALSE(Greedy().ok());
+}
+
+TEST_P(GroupFaults, ARankThatNeverComesBackEndsTheGroup) {
+  const auto go = std::make_shared<std::atomic<bool>>(false);
+  At(1, 5, [go] {
+    while (!*go) {
+      RealClock()->SleepUntil(RealClock()->Now() + absl::Milliseconds(10));
+    }
+    return absl::OkStatus();
+  });
+  const auto got = Greedy();
+  ExpectSays(got.status(), "rank 1 (device 1) did not end its step within");
+  EXPECT_EQ(group_->decoder->Health(), got.status());
+  EXPECT_EQ(Greedy().status(), got.status());
+  *go = true;
+}
+
+}  // namespace
+}  // namespace conclave::testing

@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "coordinator/model/group_decoder.h"
+#include "coordinator/model/weights.h"
+#include "tests/testing/group_world.h"
+#include "tests/testing/model_runner.h"
+
+namespace conclave::testing {
+
+struct GroupSetting {
+  GroupCase where;
+  model::GroupForm form = model::GroupForm::kSymmetric;
+
+  std::string Name() const {
+    return where.Name() +
+           (form == model::GroupForm::kLone ? "_lone" : "_symmetric");
+  }
+};
+
+inline std::vector<GroupSetting> GroupSettings() {
+  std::vector<GroupSetting> out;
+  for (const GroupCase& where : kGroupCases) {
+    for (const auto form :
+         {model::GroupForm::kSymmetric, model::GroupForm::kLone}) {
+      if (where.ranks > 1) out.push_back({where, form});
+    }
+  }
+  return out;
+}
+
+// Sequences through a model on a group.
+struct GroupRunner {
+  GroupRunner(const checkpoint::Checkpoint& model,
+              const GroupSetting& setting,
+              bool exact = true,
+              absl::Duration deadline = absl::Seconds(60)) {
+    std::vector<model::GroupDecoder::Member> members;
+    const auto dense = model::LoadDenseWeights(model);
+    EXPECT_TRUE(dense.ok()) << dense.status();
+    for (int32_t rank = 0; rank < setting.where.ranks; ++rank) {
+      auto queue = kernels::DeviceQueue::Create(setting.where.device(rank));
+      EXPECT_TRUE(queue.ok()) << queue.status();
+      auto weights = model::LoadDeviceWeights(
+          model,
+          queue->get(),
+          {.rank = {rank, setting.where.ranks, setting.form},
+           .dense = &*dense});
+      EXPECT_TRUE(weights.ok()) << weights.status();
+      if (!weights.ok()) return;
+      members.push_back({*std::move(queue),
+                         *std::move(weights),
+                         "device " + std::to_string(rank)});
+    }
+    constexpr int32_t kRows = 2048;
+    auto made = model::GroupDecoder::Create(
+        std::move(members),
+        {.each = {.sizes = ModelRunner::Sizes(),
+                  .rows_max = kRows,
+                  .sequences_max = ModelRunner::kSequences,
+                  .exact = exact},
+         .form = setting.form,
+         .exchange = setting.where.exchange,
+         .deadline = deadline});
+    EXPECT_TRUE(made.ok()) << made.status();
+    if (!made.ok()) return;
+    decoder = made->get();
+    runner = std::make_unique<ModelRunner>(*std::move(made),
+                                           model.config().vocab_size);
+  }
+
+  model::GroupDecoder* decoder = nullptr;  // the runner's
+  std::unique_ptr<ModelRunner> runner;
+};
+
+}  // namespace conclave::testing
