@@ -34,17 +34,16 @@ ModelRunner::ModelRunner(const checkpoint::Checkpoint& checkpoint,
                          const std::vector<bool>& routed_here,
                          kernels::GdnDType gdn)
     : vocab_(checkpoint.config().vocab_size) {
-  auto decoder = model::Decoder::Create(
-      checkpoint,
-      experts,
-      backend,
-      pool,
-      Sizes(),
-      activations,
-      {.gpu = gpu,
-       .gdn = gdn,
-       .progress = nullptr,
-       .routed_here = routed_here});
+  auto decoder = model::Decoder::Create(checkpoint,
+                                        experts,
+                                        backend,
+                                        pool,
+                                        Sizes(),
+                                        activations,
+                                        {.gpu = gpu,
+                                         .gdn = gdn,
+                                         .progress = nullptr,
+                                         .routed_here = routed_here});
   EXPECT_TRUE(decoder.ok()) << decoder.status();
   if (decoder.ok()) decoder_ = *std::move(decoder);
 }
