@@ -44,6 +44,8 @@ if [ -n "$prefix" ]; then
   export PATH=$prefix/usr/bin:$PATH CMAKE_PREFIX_PATH=$prefix/usr${CMAKE_PREFIX_PATH:+:$CMAKE_PREFIX_PATH}
   export LD_LIBRARY_PATH=$libraries:$prefix/lib/$machine${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
   export PKG_CONFIG_PATH=$libraries/pkgconfig:$prefix/usr/share/pkgconfig PKG_CONFIG_SYSROOT_DIR=$prefix
+  # OpenSSL keeps two headers beside those of CMake's find_package, in the folder of the architecture.
+  export CPLUS_INCLUDE_PATH=$prefix/usr/include/$machine${CPLUS_INCLUDE_PATH:+:$CPLUS_INCLUDE_PATH}
 fi
 [ -x "$(command -v nvcc)" ] || PATH=$PATH:/usr/local/cuda/bin
 gpu=
