@@ -80,6 +80,8 @@ class DeviceGroup {
   // After a step that was not whole, when no rank has work queued: the next
   // step may begin.
   absl::Status Reset();
+  // What was recorded before this number changed cannot be launched any more.
+  int64_t generation() const;
 
   struct Impl;
 

@@ -218,6 +218,10 @@ absl::Status DeviceDecoder::Impl::Recorded(const StepBatch& batch,
   RETURN_IF_ERROR(arrays.Upload(
       queue.get(), *sizes, batch, tokens, {}, options.sizes.kv_blocks));
   if (!options.record) return Pass(*sizes);
+  if (options.group != nullptr && recorded_in != options.group->generation()) {
+    graphs.clear();
+    recorded_in = options.group->generation();
+  }
   DeviceGraph& graph = graphs[*sizes];
   if (!graph.recorded()) {
     ASSIGN_OR_RETURN(graph, Record(*sizes));

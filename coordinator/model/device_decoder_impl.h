@@ -88,6 +88,7 @@ struct DeviceDecoder::Impl {
   DeviceStepArrays arrays;
   RoutedElsewhere elsewhere;  // used with options.experts
   std::map<Sizes, kernels::DeviceGraph> graphs;
+  int64_t recorded_in = 0;   // generation of the group
   uint32_t blocks = kAll;    // that are launched
   int32_t mixer_planes = 1;  // of m.y
   absl::Status lost;         // why no further step can run

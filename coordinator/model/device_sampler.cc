@@ -79,6 +79,11 @@ absl::Status DeviceSampler::Pass(const Sizes& sizes, bool counted) {
 
 absl::Status DeviceSampler::Launch(const Sizes& sizes, bool counted) {
   if (!d_.options.record) return Pass(sizes, counted);
+  const kernels::DeviceGroup* group = d_.options.group;
+  if (group != nullptr && recorded_in_ != group->generation()) {
+    graphs_.clear();
+    recorded_in_ = group->generation();
+  }
   kernels::DeviceGraph& graph = graphs_[{sizes, counted}];
   if (!graph.recorded()) {
     RETURN_IF_ERROR(d_.queue->BeginRecording());

@@ -51,6 +51,7 @@ class DeviceSampler final : public StepSampler {
   kernels::DeviceBuffer counts_;
   std::vector<kernels::DeviceSampling> host_;
   std::map<std::pair<Sizes, bool>, kernels::DeviceGraph> graphs_;
+  int64_t recorded_in_ = 0;  // generation of the group
 };
 
 }  // namespace conclave::model

@@ -115,6 +115,8 @@ const DeviceGroup::Options& DeviceGroup::options() const {
   return impl_->options;
 }
 
+int64_t DeviceGroup::generation() const { return 0; }
+
 absl::Status DeviceGroup::AddNorm(int32_t rank, const GroupSum& sum) {
   CONCLAVE_CHECK_LE(sum.rows, impl_->options.rows_max);
   CONCLAVE_CHECK(sum.part.dense == nullptr || sum.part.pairs == nullptr);

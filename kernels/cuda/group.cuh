@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "common/limits.h"
+#include "kernels/cuda/cuda_status.h"
+#include "kernels/device_group.h"
+
+namespace conclave::kernels::cuda {
+
+// Words in host memory that all devices and threads of a group see.
+struct GroupWords {
+  int32_t abort;  // not 0: every wait ends
+  struct Rank {
+    int32_t missed;  // 1 + the rank that did not come; 0: none
+    int32_t number;  // the sum at which
+    int32_t ended;   // not 0: this rank's step is not whole
+    int32_t passed;  // sums since Reset that it came to
+  } ranks[limits::kRanksMax];
+};
+
+constexpr int kGroupBuffers = 2;
+// What an empty slot holds: a NaN that no sum gives; sums' own NaNs become
+// another one.
+constexpr uint32_t kEmpty = 0xffffffffu;
+
+// One rank's sum by stores into the other ranks' memory.
+absl::Status QueuePeerSum(DeviceGroup::Impl* group,
+                          int32_t rank,
+                          const GroupSum& sum);
+// The same by NCCL.
+absl::Status QueueNcclSum(DeviceGroup::Impl* group,
+                          int32_t rank,
+                          const GroupSum& sum);
+// A rank's part into a row of its own, and the word that it came.
+absl::Status QueuePart(DeviceGroup::Impl* group,
+                       int32_t rank,
+                       const GroupSum& sum,
+                       float* to);
+
+// Unavailable: NCCL is not there; the message says what to do.
+absl::Status MakeCommunicators(DeviceGroup::Impl* group);
+// Ends what they do; then there are none. From any thread.
+void AbortCommunicators(DeviceGroup::Impl* group);
+// Until the rank's queue is done; ends the group's step at the deadline.
+absl::Status WaitForNccl(DeviceGroup::Impl* group, int32_t rank);
+
+}  // namespace conclave::kernels::cuda
+
+namespace conclave::kernels {
+
+struct DeviceGroup::Impl {
+  struct Rank {
+    DeviceQueue* queue = nullptr;
+    // Peer: [buffers, ranks, rows_max, cols], what each rank sent. NCCL:
+    // [ranks, rows_max, cols].
+    DeviceBuffer slots;
+    DeviceBuffer part;     // NCCL: [rows_max, cols]
+    std::mutex mutex;      // of comm, which another thread may abort
+    void* comm = nullptr;  // ncclComm_t
+  };
+  ~Impl();
+
+  size_t SlotFloats() const {
+    return static_cast<size_t>(options.rows_max) *
+           static_cast<size_t>(options.cols);
+  }
+  bool nccl() const { return options.exchange == GroupExchange::kNccl; }
+
+  Options options;
+  std::vector<Rank> ranks;
+  cuda::GroupWords* words = nullptr;
+  int64_t generation = 0;
+};
+
+}  // namespace conclave::kernels

@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: Apache-2.0
+// The sum over ranks by NCCL: all parts to all ranks, then the sum that a rank
+// makes of planes of its own. NCCL has no deadlines: the thread that waits for
+// a rank's step looks at how far the others came.
+#include <dlfcn.h>
+#include <nccl.h>
+
+#include <thread>
+
+#include "absl/strings/str_cat.h"
+#include "common/clock.h"
+#include "common/status_macros.h"
+#include "kernels/cuda/group.cuh"
+
+namespace conclave::kernels::cuda {
+namespace {
+
+// The library, opened when it is first asked for.
+struct Nccl {
+  void* library = dlopen("libnccl.so.2", RTLD_NOW | RTLD_LOCAL);
+  template <typename F>
+  F* Find(F*, const char* name) const {
+    return library == nullptr ? nullptr
+                              : reinterpret_cast<F*>(dlsym(library, name));
+  }
+  decltype(&ncclCommInitAll) init_all =
+      Find(&ncclCommInitAll, "ncclCommInitAll");
+  decltype(&ncclCommAbort) abort = Find(&ncclCommAbort, "ncclCommAbort");
+  decltype(&ncclAllGather) all_gather = Find(&ncclAllGather, "ncclAllGather");
+  decltype(&ncclBroadcast) broadcast = Find(&ncclBroadcast, "ncclBroadcast");
+  decltype(&ncclGetErrorString) error =
+      Find(&ncclGetErrorString, "ncclGetErrorString");
+
+  bool whole() const {
+    return init_all != nullptr && abort != nullptr && all_gather != nullptr &&
+           broadcast != nullptr && error != nullptr;
+  }
+};
+
+const Nccl& Library() {
+  static const Nccl nccl;
+  return nccl;
+}
+
+absl::Status FromNccl(ncclResult_t result, const char* what) {
+  if (result == ncclSuccess) return absl::OkStatus();
+  return absl::InternalError(
+      absl::StrCat("NCCL: ", what, ": ", Library().error(result)));
+}
+
+// Of all ranks, sums that they came to; `least`: who came to the fewest.
+int64_t Passed(const DeviceGroup::Impl& group, int32_t* least) {
+  int64_t all = 0;
+  *least = 0;
+  const volatile GroupWords::Rank* words = group.words->ranks;
+  for (size_t i = 0; i < group.ranks.size(); ++i) {
+    all += words[i].passed;
+    if (words[i].passed < words[*least].passed) *least = static_cast<int>(i);
+  }
+  return all;
+}
+
+void EndStep(DeviceGroup::Impl* group, int32_t rank, int32_t missed) {
+  volatile GroupWords* words = group->words;
+  words->ranks[rank].ended = 1;
+  if (missed >= 0 && missed != rank && words->abort == 0) {
+    words->ranks[rank].number = words->ranks[missed].passed;
+    words->ranks[rank].missed = 1 + missed;
+  }
+  words->abort = 1;
+  AbortCommunicators(group);
+}
+
+}  // namespace
+
+absl::Status MakeCommunicators(DeviceGroup::Impl* group) {
+  if (!Library().whole()) {
+    return absl::UnavailableError(
+        "libnccl.so.2 is not there or too old; install NCCL 2.18 or newer, or "
+        "use group_exchange: peer");
+  }
+  std::vector<int> devices;
+  for (const DeviceGroup::Impl::Rank& rank : group->ranks) {
+    devices.push_back(rank.queue->device());
+  }
+  std::vector<ncclComm_t> comms(devices.size());
+  RETURN_IF_ERROR(FromNccl(
+      Library().init_all(
+          comms.data(), static_cast<int>(devices.size()), devices.data()),
+      "making communicators"));
+  for (size_t i = 0; i < comms.size(); ++i) group->ranks[i].comm = comms[i];
+  return absl::OkStatus();
+}
+
+void AbortCommunicators(DeviceGroup::Impl* group) {
+  for (DeviceGroup::Impl::Rank& rank : group->ranks) {
+    std::lock_guard<std::mutex> lock(rank.mutex);
+    if (rank.comm != nullptr) {
+      Library().abort(static_cast<ncclComm_t>(rank.comm));
+    }
+    rank.comm = nullptr;
+  }
+}
+
+absl::Status QueueNcclSum(DeviceGroup::Impl* group,
+                          int32_t rank,
+                          const GroupSum& sum) {
+  DeviceGroup::Impl::Rank& own = group->ranks[static_cast<size_t>(rank)];
+  RETURN_IF_ERROR(QueuePart(group, rank, sum, own.part.as<float>()));
+  const size_t count =
+      static_cast<size_t>(sum.rows) * static_cast<size_t>(group->options.cols);
+  const auto stream = static_cast<cudaStream_t>(own.queue->stream());
+  {
+    std::lock_guard<std::mutex> lock(own.mutex);
+    const auto comm = static_cast<ncclComm_t>(own.comm);
+    // The step has ended; what is queued no longer matters.
+    if (comm == nullptr) return absl::OkStatus();
+    RETURN_IF_ERROR(FromNccl(sum.only < 0
+                                 ? Library().all_gather(own.part.as<float>(),
+                                                        own.slots.as<float>(),
+                                                        count,
+                                                        ncclFloat32,
+                                                        comm,
+                                                        stream)
+                                 : Library().broadcast(own.part.as<float>(),
+                                                       own.slots.as<float>(),
+                                                       count,
+                                                       ncclFloat32,
+                                                       sum.only,
+                                                       comm,
+                                                       stream),
+                             "queueing rows"));
+  }
+  const DeviceAddend all{
+      .dense = own.slots.as<float>(),
+      .planes = sum.only < 0 ? static_cast<int32_t>(group->ranks.size()) : 1};
+  return DeviceAddNorm(own.queue,
+                       sum.rows,
+                       group->options.cols,
+                       all,
+                       sum.w,
+                       sum.eps,
+                       nullptr,
+                       sum.x,
+                       sum.u,
+                       sum.low);
+}
+
+absl::Status WaitForNccl(DeviceGroup::Impl* group, int32_t rank) {
+  const auto stream = static_cast<cudaStream_t>(
+      group->ranks[static_cast<size_t>(rank)].queue->stream());
+  const volatile GroupWords* words = group->words;
+  absl::Time since = RealClock()->Now();
+  int32_t least = 0;
+  int64_t passed = Passed(*group, &least);
+  while (true) {
+    const cudaError_t error = cudaStreamQuery(stream);
+    if (error != cudaErrorNotReady) {
+      if (words->abort != 0) EndStep(group, rank, -1);
+      return ToStatus(error, "waiting for the device");
+    }
+    const int64_t now_passed = Passed(*group, &least);
+    const absl::Time now = RealClock()->Now();
+    if (now_passed != passed) {
+      passed = now_passed;
+      since = now;
+    } else if (words->abort != 0 || now - since > group->options.deadline) {
+      EndStep(group, rank, least);
+    }
+    std::this_thread::yield();
+  }
+}
+
+}  // namespace conclave::kernels::cuda
