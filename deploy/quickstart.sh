@@ -61,6 +61,8 @@ if [ -n "$gpu" ]; then
   # For this machine's GPU alone where it can be asked; 9.0 has instructions of its own.
   compute=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -n 1 | tr -d . || true)
   [ "$compute" != 90 ] || compute=90a
+  # Groups of GPUs work without NCCL.
+  echo '#include <nccl.h>' | nvcc -x cu -E - >/dev/null 2>&1 || options+=(-DCONCLAVE_NCCL=OFF)
   [ -z "$compute" ] || options+=("-DCMAKE_CUDA_ARCHITECTURES=$compute-real")
 fi
 command -v ccache >/dev/null || options+=(-DCMAKE_CXX_COMPILER_LAUNCHER= -DCMAKE_CUDA_COMPILER_LAUNCHER=)
