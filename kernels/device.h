@@ -38,4 +38,12 @@ absl::StatusOr<double> MeasureReadBandwidth(int32_t device,
                                             uint64_t bytes,
                                             int32_t repeats);
 
+// Seconds that `bytes` (a multiple of 16) take from one GPU to another and back
+// by stores of one block and a flag, the mean of `rounds`: the floor of an
+// exchange. Errors as above; Internal: no peer access.
+absl::StatusOr<double> MeasurePeerRoundTrip(int32_t first,
+                                            int32_t second,
+                                            uint64_t bytes,
+                                            int32_t rounds);
+
 }  // namespace conclave::kernels

@@ -35,6 +35,8 @@ void SetDefaults(Message& message) {
     coordinator.set_backend("auto");
     coordinator.set_kv_dtype("bf16");
     coordinator.set_gdn_state("f32");
+    coordinator.set_group_form("symmetric");
+    coordinator.set_group_exchange("peer");
   } else if (type == v1::Worker::descriptor()) {
     auto& worker = static_cast<v1::Worker&>(message);
     worker.set_share(1);

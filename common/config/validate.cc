@@ -85,6 +85,23 @@ absl::Status CheckCoordinator(const v1::Coordinator& coordinator) {
       "coordinator.kv_dtype", coordinator.kv_dtype(), {"bf16", "fp8"}));
   RETURN_IF_ERROR(CheckWord(
       "coordinator.gdn_state", coordinator.gdn_state(), {"f32", "bf16"}));
+  RETURN_IF_ERROR(CheckRange("number of coordinator.gpus",
+                             coordinator.gpus_size(),
+                             0,
+                             limits::kRanksMax));
+  for (const int32_t gpu : coordinator.gpus()) {
+    RETURN_IF_ERROR(CheckRange("coordinator.gpus", gpu, 0, kGpuMax));
+    if (std::count(coordinator.gpus().begin(), coordinator.gpus().end(), gpu) >
+        1) {
+      return Bad("coordinator.gpus", "names one GPU twice");
+    }
+  }
+  RETURN_IF_ERROR(CheckWord("coordinator.group_form",
+                            coordinator.group_form(),
+                            {"symmetric", "lone"}));
+  RETURN_IF_ERROR(CheckWord("coordinator.group_exchange",
+                            coordinator.group_exchange(),
+                            {"peer", "nccl"}));
   const std::string& key = coordinator.api_key();
   if (!key.empty() && !coordinator.api_key_file().empty()) {
     return Bad("coordinator.api_key_file",

@@ -12,7 +12,7 @@ absl::StatusOr<BackendChoice> ChooseBackend(const v1::ClusterConfig& config,
                                             const ListGpusFn& list) {
   const v1::Coordinator& c = config.coordinator();
   return kernels::ChooseBackend({.backend = c.backend(),
-                                 .gpu = c.gpu(),
+                                 .gpu = c.gpus_size() > 0 ? c.gpus(0) : c.gpu(),
                                  .backend_name = "coordinator.backend:",
                                  .gpu_name = "coordinator.gpu:"},
                                 list);

@@ -210,26 +210,15 @@ Command BenchDecodeCommand() {
               "  conclave bench decode --config cluster.yaml --backends cpu   "
               "# its workers must run\n"
               "  conclave bench decode --shape 122b-a10b --weights synthetic "
-              "--format mlx4 --batch 1,8,32 --context 16384   # on a GPU\n",
-          .flags = {"model",
-                    "config",
-                    "sequences",
-                    "bench_threads",
-                    "backends",
-                    "steps",
-                    "context",
-                    "prefill",
-                    "repeats",
-                    "shape",
-                    "format",
-                    "weights",
-                    "batch",
-                    "layers",
-                    "kv_dtype",
-                    "gdn_state",
-                    "simd",
-                    "activations",
-                    "log_level"},
+              "--format mlx4 --batch 1,8,32 --context 16384   # on a GPU\n"
+              "  conclave bench decode --shape 397b-a17b --format mlx4 "
+              "--gpus 2 --form symmetric --batch 1,8,32 --context 16384\n",
+          .flags = {"model",          "config",   "sequences", "bench_threads",
+                    "backends",       "steps",    "context",   "prefill",
+                    "repeats",        "shape",    "format",    "weights",
+                    "batch",          "layers",   "gpus",      "form",
+                    "group_exchange", "kv_dtype", "gdn_state", "simd",
+                    "activations",    "log_level"},
           .run = Run};
 }
 

@@ -18,7 +18,9 @@
 #include "common/transport/channel.h"
 #include "common/transport/grpc_transport.h"
 #include "common/version.h"
+#include "coordinator/cli/bench_group.h"
 #include "coordinator/cli/bench_peers.h"
+#include "coordinator/cli/group_flags.h"
 #include "coordinator/cli/table.h"
 
 ABSL_FLAG(int32_t, exchange_rounds, 2000, "round trips per frame size");
@@ -173,8 +175,13 @@ absl::Status Measure(Setting* setting, int32_t rounds) {
 }
 
 int Run(const std::vector<std::string>& /*arguments*/) {
-  const absl::Status status =
-      BenchExchange({.rounds = absl::GetFlag(FLAGS_exchange_rounds)});
+  const auto gpus = ParseGpus(absl::GetFlag(FLAGS_gpus));
+  absl::Status status = gpus.status();
+  if (status.ok() && gpus->empty()) {
+    status = BenchExchange({.rounds = absl::GetFlag(FLAGS_exchange_rounds)});
+  } else if (status.ok()) {
+    status = BenchGroupExchange(*gpus);
+  }
   if (status.ok()) return 0;
   std::cerr << "bench exchange: " << status.message() << "\n";
   return 1;
@@ -199,12 +206,13 @@ absl::Status BenchExchange(const BenchExchangeOptions& options) {
 
 Command BenchExchangeCommand() {
   return {.name = "bench exchange",
-          .summary = "Time of one exchange frame against raw TCP.",
-          .usage = "bench exchange",
+          .summary = "Time of one exchange: frames, or sums over GPUs.",
+          .usage = "bench exchange [--gpus 2]",
           .examples =
               "  conclave bench exchange\n"
-              "  conclave bench exchange --exchange-rounds 10000\n",
-          .flags = {"exchange_rounds"},
+              "  conclave bench exchange --exchange-rounds 10000\n"
+              "  conclave bench exchange --gpus 2   # NVLink against NCCL\n",
+          .flags = {"exchange_rounds", "gpus"},
           .run = Run};
 }
 

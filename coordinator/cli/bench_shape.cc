@@ -61,7 +61,7 @@ std::vector<BlockRow> BlocksOf(const ShapeBench& bench,
                                int32_t context,
                                double distinct) {
   const ModelConfig& c = bench.request.config;
-  const DeviceDecoder& d = *bench.decoder;
+  const DeviceDecoder& d = bench.first();
   const auto weights = [&](DeviceDecoder::Block block) {
     return static_cast<double>(d.WeightBytesOf(block));
   };
@@ -95,7 +95,7 @@ void PrintHead(const ShapeBench& bench) {
   const planner::WeightBytes plan =
       planner::ResidentBytes(c, bench.request.format);
   const uint64_t held =
-      bench.decoder->dense_bytes() + bench.decoder->expert_bytes();
+      bench.decoder().dense_bytes() + bench.decoder().expert_bytes();
   const uint64_t planned = plan.embedding + plan.dense + plan.experts;
   std::cout << "conclave " << Version() << ", " << bench.gpu
             << ", read bandwidth " << Fixed(bench.read_bytes_per_s / 1e12, 2)
@@ -127,35 +127,38 @@ absl::StatusOr<DecodeFigures> MeasureDecode(ShapeBench& bench,
   ShapeSteps made(batch, 1, context + steps, bench.request.config.vocab_size);
   Distinct distinct;
   RETURN_IF_ERROR(
-      bench.decoder
-          ->Run(made.At(context), made.tokens(), made.wanted(), &distinct)
+      bench.decoder()
+          .Run(made.At(context), made.tokens(), made.wanted(), &distinct)
           .status());
   if (!distinct.finite) {
     return absl::InternalError("made-up weights gave numbers that are none");
   }
   out.distinct = distinct.Mean();
   std::vector<int32_t> next(static_cast<size_t>(batch));
-  RETURN_IF_ERROR(
-      bench.decoder->RunGreedy(made.At(context), made.tokens(), next));
+  RETURN_IF_ERROR(bench.RunGreedy(made.At(context), made.tokens(), next));
   std::vector<double> times;
   for (int32_t r = 0; r < repeats; ++r) {
     const absl::Time start = RealClock()->Now();
     for (int32_t i = 0; i < steps; ++i) {
       RETURN_IF_ERROR(
-          bench.decoder->RunGreedy(made.At(context + i), made.tokens(), next));
+          bench.RunGreedy(made.At(context + i), made.tokens(), next));
     }
     times.push_back(absl::ToDoubleSeconds(RealClock()->Now() - start) / steps);
   }
   out.step_s = Median(times);
   const kernels::StepBatch step = made.At(context);
-  ASSIGN_OR_RETURN(
-      out.device_s,
-      bench.decoder->Time(step, made.tokens(), DeviceDecoder::kAll, steps));
+  ASSIGN_OR_RETURN(out.device_s,
+                   bench.Time(step, made.tokens(), DeviceDecoder::kAll, steps));
   out.blocks = BlocksOf(bench, batch, context, out.distinct);
+  if (bench.group != nullptr) {
+    out.blocks.push_back(
+        {"norms and sums",
+         static_cast<DeviceDecoder::Block>(DeviceDecoder::kNorms |
+                                           DeviceDecoder::kExchange)});
+  }
   for (const BlockRow& row : out.blocks) {
-    ASSIGN_OR_RETURN(
-        const double seconds,
-        bench.decoder->Time(step, made.tokens(), row.block, steps));
+    ASSIGN_OR_RETURN(const double seconds,
+                     bench.Time(step, made.tokens(), row.block, steps));
     out.block_s.push_back(seconds);
   }
   return out;
@@ -223,7 +226,8 @@ absl::Status BenchPrefill() {
     for (int32_t i = 0; i <= absl::GetFlag(FLAGS_repeats); ++i) {
       const absl::Time start = RealClock()->Now();
       RETURN_IF_ERROR(
-          bench.decoder->Run(made.At(0), made.tokens(), made.wanted(), nullptr)
+          bench.decoder()
+              .Run(made.At(0), made.tokens(), made.wanted(), nullptr)
               .status());
       if (i == 0) continue;  // to warm up
       times.push_back(absl::ToDoubleSeconds(RealClock()->Now() - start));
@@ -273,6 +277,9 @@ Command BenchPrefillCommand() {
                     "format",
                     "weights",
                     "layers",
+                    "gpus",
+                    "form",
+                    "group_exchange",
                     "prompt",
                     "repeats",
                     "kv_dtype",

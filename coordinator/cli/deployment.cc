@@ -6,12 +6,14 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "common/config/cluster_config.h"
 #include "common/delivery/slice_cache.h"
 #include "common/limits.h"
 #include "common/status_macros.h"
 #include "common/thread_pool.h"
 #include "coordinator/cli/gpu_fit.h"
+#include "coordinator/cli/group_flags.h"
 #include "coordinator/cli/progress.h"
 #include "coordinator/cluster/placement.h"
 #include "coordinator/delivery/supply.h"
@@ -20,7 +22,9 @@
 #include "coordinator/experts/local_experts.h"
 #include "coordinator/experts/local_shards.h"
 #include "coordinator/experts/remote_experts.h"
+#include "coordinator/model/device_memory.h"
 #include "coordinator/model/device_needs.h"
+#include "kernels/device_group.h"
 #include "kernels/device_queue.h"
 
 namespace conclave::cli {
@@ -45,6 +49,11 @@ struct Deployment::Impl {
 
   absl::Status LoadOwn(std::optional<WorkerId> holder);
   absl::Status PlanGpu(const Options& options);
+  absl::Status PlanGroup(const Options& options);
+  // Caches that fit on GPU `number` as that rank; names it in `gpu`.
+  absl::StatusOr<model::StateSizes> FitRank(const Options& options,
+                                            int32_t number,
+                                            const model::RankConfig& rank);
   absl::Status PlanHost(const Options& options);
   // Decides which experts the GPU holds, and which this machine's processor.
   absl::Status PlaceBesideGpu(const Options& options, const CacheBytes& least);
@@ -180,23 +189,18 @@ absl::Status Deployment::Impl::PlanHost(const Options& options) {
   return CheckFits(*checkpoint, placement, bytes, options.memory());
 }
 
-absl::Status Deployment::Impl::PlanGpu(const Options& options) {
-  const int32_t number = config.coordinator().gpu();
+absl::StatusOr<model::StateSizes> Deployment::Impl::FitRank(
+    const Options& options, int32_t number, const model::RankConfig& rank) {
   ASSIGN_OR_RETURN(const std::vector<kernels::CudaDevice> gpus,
                    options.gpus(number));
-  ASSIGN_OR_RETURN(gpu, GpuName(gpus, number));
-  v1::Limits& bounds = *config.mutable_limits();
-  if (bounds.step_tokens() == 0)
-    bounds.set_step_tokens(limits::kStepTokensOnGpu);
+  ASSIGN_OR_RETURN(const std::string name, GpuName(gpus, number));
+  gpu = gpu.empty() ? name : absl::StrCat(gpu, " and ", name);
   const checkpoint::ModelConfig& model = checkpoint->config();
-  const model::StateSizes least = CachesFor(bounds, model, {});
-  if (config.workers_size() > 0) {
-    RETURN_IF_ERROR(PlaceBesideGpu(options, CachesOf(least, model)));
-  }
+  const model::StateSizes least = CachesFor(config.limits(), model, {});
   ASSIGN_OR_RETURN(const std::unique_ptr<kernels::DeviceQueue> queue,
                    kernels::DeviceQueue::Create(number));
   ASSIGN_OR_RETURN(
-      const model::DeviceNeeds needs,
+      model::DeviceNeeds needs,
       model::DeviceNeedsOf(*checkpoint,
                            queue.get(),
                            {.rows_max = least.step_rows,
@@ -204,15 +208,59 @@ absl::Status Deployment::Impl::PlanGpu(const Options& options) {
                             .exact = activations == kernels::Activations::kF32,
                             .kv = KvDTypeOf(config),
                             .gdn = GdnDTypeOf(config),
-                            .here = routed_here}));
+                            .here = routed_here,
+                            .rank = rank}));
+  if (rank.ranks > 1) {
+    ASSIGN_OR_RETURN(const kernels::GroupExchange exchange,
+                     ParseExchange(config.coordinator().group_exchange()));
+    needs.arrays += kernels::DeviceGroup::BytesOf(
+        rank.ranks,
+        {.rows_max = model::FilledRowsMax(least.step_rows, least.state_slots),
+         .cols = model.hidden_size,
+         .exchange = exchange});
+  }
   const kernels::CudaDevice& device = gpus[static_cast<size_t>(number)];
-  ASSIGN_OR_RETURN(caches,
-                   FitOnGpu(needs,
-                            bounds,
-                            model,
-                            gpu,
-                            {.total_bytes = device.memory_total_bytes,
-                             .free_bytes = device.memory_free_bytes}));
+  return FitOnGpu(needs,
+                  config.limits(),
+                  model,
+                  name,
+                  {.total_bytes = device.memory_total_bytes,
+                   .free_bytes = device.memory_free_bytes});
+}
+
+absl::Status Deployment::Impl::PlanGroup(const Options& options) {
+  if (config.workers_size() > 0) {
+    return absl::InvalidArgumentError(
+        "coordinator.gpus names several GPUs beside workers: not together "
+        "yet; take the workers out of the file or name one GPU");
+  }
+  v1::Limits& bounds = *config.mutable_limits();
+  if (bounds.step_tokens() == 0)
+    bounds.set_step_tokens(limits::kStepTokensOnGpu);
+  const v1::Coordinator& c = config.coordinator();
+  ASSIGN_OR_RETURN(const model::GroupForm form, ParseForm(c.group_form()));
+  for (int32_t rank = 0; rank < c.gpus_size(); ++rank) {
+    ASSIGN_OR_RETURN(
+        const model::StateSizes fits,
+        FitRank(options, c.gpus(rank), {rank, c.gpus_size(), form}));
+    // A rank without heads has no caches to make room for.
+    if (rank > 0 && form == model::GroupForm::kLone) continue;
+    if (rank == 0 || fits.kv_blocks < caches.kv_blocks) caches = fits;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Deployment::Impl::PlanGpu(const Options& options) {
+  if (config.coordinator().gpus_size() > 1) return PlanGroup(options);
+  v1::Limits& bounds = *config.mutable_limits();
+  if (bounds.step_tokens() == 0)
+    bounds.set_step_tokens(limits::kStepTokensOnGpu);
+  if (config.workers_size() > 0) {
+    const checkpoint::ModelConfig& model = checkpoint->config();
+    RETURN_IF_ERROR(
+        PlaceBesideGpu(options, CachesOf(CachesFor(bounds, model, {}), model)));
+  }
+  ASSIGN_OR_RETURN(caches, FitRank(options, config.coordinator().gpu(), {}));
   return absl::OkStatus();
 }
 
@@ -220,6 +268,10 @@ absl::StatusOr<std::unique_ptr<Deployment>> Deployment::Create(
     const v1::ClusterConfig& config, const Options& options) {
   auto impl = std::make_unique<Impl>();
   impl->config = config;
+  if (v1::Coordinator& c = *impl->config.mutable_coordinator();
+      c.gpus_size() > 0) {
+    c.set_gpu(c.gpus(0));
+  }
   impl->backend = options.backend;
   ASSIGN_OR_RETURN(
       impl->activations,
@@ -258,21 +310,34 @@ model::StateSizes Deployment::caches() const { return impl_->caches; }
 const v1::Limits& Deployment::limits() const { return impl_->config.limits(); }
 
 absl::StatusOr<std::unique_ptr<model::Decoder>> Deployment::MakeDecoder() {
-  const int32_t gpu = impl_->config.coordinator().gpu();
-  const auto progress = [this, gpu](uint64_t done, uint64_t total) {
-    impl_->progress->Update(absl::StrCat("GPU ", gpu), done, total);
+  const v1::Coordinator& c = impl_->config.coordinator();
+  const int32_t gpu = c.gpu();
+  const std::vector<int32_t> gpus(c.gpus().begin(), c.gpus().end());
+  const std::string whose =
+      gpus.size() > 1 ? absl::StrCat("GPUs ", absl::StrJoin(gpus, ","))
+                      : absl::StrCat("GPU ", gpu);
+  const auto progress = [this, whose](uint64_t done, uint64_t total) {
+    impl_->progress->Update(whose, done, total);
   };
-  return model::Decoder::Create(*impl_->checkpoint,
-                                impl_->experts.get(),
-                                impl_->backend,
-                                impl_->pool.get(),
-                                impl_->caches,
-                                impl_->activations,
-                                {.gpu = gpu,
-                                 .kv = KvDTypeOf(impl_->config),
-                                 .gdn = GdnDTypeOf(impl_->config),
-                                 .progress = progress,
-                                 .routed_here = impl_->routed_here});
+  ASSIGN_OR_RETURN(const model::GroupForm form, ParseForm(c.group_form()));
+  ASSIGN_OR_RETURN(const kernels::GroupExchange exchange,
+                   ParseExchange(c.group_exchange()));
+  return model::Decoder::Create(
+      *impl_->checkpoint,
+      impl_->experts.get(),
+      impl_->backend,
+      impl_->pool.get(),
+      impl_->caches,
+      impl_->activations,
+      {.gpu = gpu,
+       .kv = KvDTypeOf(impl_->config),
+       .gdn = GdnDTypeOf(impl_->config),
+       .progress = progress,
+       .gpus = gpus,
+       .form = form,
+       .exchange = exchange,
+       .group_deadline = absl::Seconds(impl_->config.deadlines().exchange_s()),
+       .routed_here = impl_->routed_here});
 }
 
 std::string Deployment::ComputesOn() const {

@@ -9,9 +9,12 @@
 #include "absl/flags/flag.h"
 #include "absl/strings/str_cat.h"
 #include "common/limits.h"
+#include "common/parallel_tasks.h"
 #include "common/status_macros.h"
 #include "coordinator/cli/flags.h"
+#include "coordinator/cli/group_flags.h"
 #include "kernels/device.h"
+#include "kernels/device_choice.h"
 
 ABSL_FLAG(std::string, weights, "synthetic", "synthetic: made up on the GPU");
 ABSL_FLAG(int32_t, layers, 0, "layers of the shape; 0: all");
@@ -99,7 +102,70 @@ absl::StatusOr<ShapeRequest> FromFlags() {
   return out;
 }
 
+model::MadeUpModel MadeUp(const ShapeRequest& request) {
+  return {.config = request.config,
+          .layout = [format = request.format](
+                        LinearRole role, int64_t rows, int64_t cols) {
+            WeightLayout layout = LayoutOf(format, role);
+            layout.rows = rows;
+            layout.cols = cols;
+            return layout;
+          }};
+}
+
+absl::StatusOr<std::unique_ptr<model::GroupDecoder>> MakeGroup(
+    const model::MadeUpModel& made,
+    const std::vector<int32_t>& gpus,
+    const DeviceDecoder::Options& options) {
+  const auto ranks = static_cast<int32_t>(gpus.size());
+  ASSIGN_OR_RETURN(const model::GroupForm form,
+                   ParseForm(absl::GetFlag(FLAGS_form)));
+  ASSIGN_OR_RETURN(const kernels::GroupExchange exchange,
+                   ParseExchange(absl::GetFlag(FLAGS_group_exchange)));
+  std::vector<model::GroupDecoder::Member> members(gpus.size());
+  const auto make = [&](int64_t rank) -> absl::Status {
+    model::GroupDecoder::Member& member = members[static_cast<size_t>(rank)];
+    const int32_t gpu = gpus[static_cast<size_t>(rank)];
+    member.name = absl::StrCat("GPU ", gpu);
+    ASSIGN_OR_RETURN(member.queue, kernels::DeviceQueue::Create(gpu));
+    ASSIGN_OR_RETURN(
+        member.weights,
+        model::MakeUpWeights(made,
+                             {static_cast<int32_t>(rank), ranks, form},
+                             member.queue.get()));
+    return absl::OkStatus();
+  };
+  RETURN_IF_ERROR(ParallelTasks(ranks, ranks, make));
+  return model::GroupDecoder::Create(
+      std::move(members),
+      {.each = options, .form = form, .exchange = exchange});
+}
+
 }  // namespace
+
+model::Decoder& ShapeBench::decoder() const {
+  if (group != nullptr) return *group;
+  return *one;
+}
+
+const DeviceDecoder& ShapeBench::first() const {
+  return group != nullptr ? group->rank(0) : *one;
+}
+
+absl::Status ShapeBench::RunGreedy(const kernels::StepBatch& batch,
+                                   std::span<const int32_t> tokens,
+                                   std::span<int32_t> next) const {
+  return group != nullptr ? group->RunGreedy(batch, tokens, next)
+                          : one->RunGreedy(batch, tokens, next);
+}
+
+absl::StatusOr<double> ShapeBench::Time(const kernels::StepBatch& batch,
+                                        std::span<const int32_t> tokens,
+                                        uint32_t blocks,
+                                        int32_t repeats) const {
+  return group != nullptr ? group->Time(batch, tokens, blocks, repeats)
+                          : one->Time(batch, tokens, blocks, repeats);
+}
 
 absl::StatusOr<ShapeBench> PrepareShape(int32_t sequences,
                                         int32_t tokens,
@@ -107,36 +173,35 @@ absl::StatusOr<ShapeBench> PrepareShape(int32_t sequences,
   ShapeBench out;
   ASSIGN_OR_RETURN(out.request, FromFlags());
   ASSIGN_OR_RETURN(const auto devices, kernels::ListCudaDevices());
-  out.gpu = devices[0].name;
-  ASSIGN_OR_RETURN(out.read_bytes_per_s,
-                   kernels::MeasureReadBandwidth(0, kReadBytes, kReadRepeats));
-  ASSIGN_OR_RETURN(auto queue, kernels::DeviceQueue::Create(0));
-  const WeightFormat format = out.request.format;
+  ASSIGN_OR_RETURN(std::vector<int32_t> gpus,
+                   ParseGpus(absl::GetFlag(FLAGS_gpus)));
+  if (gpus.empty()) gpus.push_back(0);
+  ASSIGN_OR_RETURN(out.gpu, kernels::GpuName(devices, gpus[0], "--gpus:"));
   ASSIGN_OR_RETURN(
-      model::DeviceWeights weights,
-      model::MakeUpWeights(
-          {.config = out.request.config,
-           .layout =
-               [format](LinearRole role, int64_t rows, int64_t cols) {
-                 WeightLayout layout = LayoutOf(format, role);
-                 layout.rows = rows;
-                 layout.cols = cols;
-                 return layout;
-               }},
-          {},
-          queue.get()));
+      out.read_bytes_per_s,
+      kernels::MeasureReadBandwidth(gpus[0], kReadBytes, kReadRepeats));
   const int32_t blocks = (tokens + limits::kKvBlockTokens - 1) /
                          limits::kKvBlockTokens * sequences;
-  ASSIGN_OR_RETURN(out.decoder,
-                   DeviceDecoder::Create(std::move(queue),
-                                         std::move(weights),
-                                         {.sizes = {.kv_blocks = blocks,
-                                                    .state_slots = sequences},
-                                          .rows_max = rows_max,
-                                          .sequences_max = sequences,
-                                          .kv = out.request.kv,
-                                          .gdn = out.request.gdn}));
-  RETURN_IF_ERROR(out.decoder->MakeUpCache());
+  const DeviceDecoder::Options options{
+      .sizes = {.kv_blocks = blocks, .state_slots = sequences},
+      .rows_max = rows_max,
+      .sequences_max = sequences,
+      .kv = out.request.kv,
+      .gdn = out.request.gdn};
+  const model::MadeUpModel made = MadeUp(out.request);
+  if (gpus.size() > 1) {
+    out.gpu = absl::StrCat(gpus.size(), " GPUs, the first ", out.gpu);
+    ASSIGN_OR_RETURN(out.group, MakeGroup(made, gpus, options));
+    RETURN_IF_ERROR(out.group->MakeUpCache());
+    return out;
+  }
+  ASSIGN_OR_RETURN(auto queue, kernels::DeviceQueue::Create(gpus[0]));
+  ASSIGN_OR_RETURN(model::DeviceWeights weights,
+                   model::MakeUpWeights(made, {}, queue.get()));
+  ASSIGN_OR_RETURN(
+      out.one,
+      DeviceDecoder::Create(std::move(queue), std::move(weights), options));
+  RETURN_IF_ERROR(out.one->MakeUpCache());
   return out;
 }
 

@@ -9,9 +9,10 @@
 
 #include "absl/status/statusor.h"
 #include "coordinator/model/device_decoder.h"
+#include "coordinator/model/group_decoder.h"
 #include "coordinator/planner/shapes.h"
 
-// A published shape with made-up weights on a GPU, as --shape, --format,
+// A published shape with made-up weights on GPUs, as --shape, --format,
 // --layers, --weights, --kv-dtype and --gdn-state say.
 namespace conclave::cli {
 
@@ -24,12 +25,24 @@ struct ShapeRequest {
   int32_t gdn_bytes = 4;
 };
 
-// The decoder and what it runs on.
+// The decoder and what it runs on: one GPU, or with --gpus a group.
 struct ShapeBench {
   ShapeRequest request;
   std::string gpu;
-  double read_bytes_per_s = 0;  // of the device's memory, just measured
-  std::unique_ptr<model::DeviceDecoder> decoder;
+  double read_bytes_per_s = 0;  // of a device's memory, just measured
+  std::unique_ptr<model::DeviceDecoder> one;
+  std::unique_ptr<model::GroupDecoder> group;
+
+  model::Decoder& decoder() const;
+  const model::DeviceDecoder& first() const;  // rank 0
+  // As DeviceDecoder and GroupDecoder have them.
+  absl::Status RunGreedy(const kernels::StepBatch& batch,
+                         std::span<const int32_t> tokens,
+                         std::span<int32_t> next) const;
+  absl::StatusOr<double> Time(const kernels::StepBatch& batch,
+                              std::span<const int32_t> tokens,
+                              uint32_t blocks,
+                              int32_t repeats) const;
 };
 
 // Room for `sequences` sequences of `tokens` tokens and steps of `rows_max`

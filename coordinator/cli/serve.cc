@@ -18,6 +18,7 @@
 #include "coordinator/cli/backend_choice.h"
 #include "coordinator/cli/deployment.h"
 #include "coordinator/cli/flags.h"
+#include "coordinator/cli/group_flags.h"
 #include "coordinator/cli/table.h"
 #include "coordinator/engine.h"
 #include "coordinator/http/router.h"
@@ -50,7 +51,7 @@ namespace {
 
 constexpr absl::Duration kTick = absl::Milliseconds(200);
 
-void Override(v1::ClusterConfig& config) {
+absl::Status Override(v1::ClusterConfig& config) {
   if (const std::string v = absl::GetFlag(FLAGS_links); !v.empty()) {
     config.set_links(v);
   }
@@ -78,6 +79,13 @@ void Override(v1::ClusterConfig& config) {
   number(FLAGS_step_tokens, [&](auto v) { l.set_step_tokens(v); });
   number(FLAGS_kv_tokens, [&](auto v) { l.set_kv_tokens(v); });
   if (!absl::GetFlag(FLAGS_soft_switches)) c.set_soft_switches_off(true);
+  text(FLAGS_form, [&](const auto& v) { c.set_group_form(v); });
+  text(FLAGS_group_exchange, [&](const auto& v) { c.set_group_exchange(v); });
+  ASSIGN_OR_RETURN(const std::vector<int32_t> gpus,
+                   ParseGpus(absl::GetFlag(FLAGS_gpus)));
+  if (gpus.empty()) return absl::OkStatus();
+  c.mutable_gpus()->Assign(gpus.begin(), gpus.end());
+  return absl::OkStatus();
 }
 
 std::string ModelName(const v1::ClusterConfig& config) {
@@ -231,7 +239,7 @@ absl::Status Watch(const v1::ClusterConfig& config,
 absl::Status Serve() {
   const sigset_t signals = BlockSignals();
   ASSIGN_OR_RETURN(v1::ClusterConfig config, ConfigFromFlags());
-  Override(config);
+  RETURN_IF_ERROR(Override(config));
   RETURN_IF_ERROR(config::Validate(config));
   RETURN_IF_ERROR(config::CheckHttpBind(config));
   RETURN_IF_ERROR(UseProcessFlags(config.coordinator().simd()));
@@ -273,6 +281,7 @@ Command ServeCommand() {
           .flags = {"config",    "model",         "links",
                     "listen",    "api_key",       "served_model_name",
                     "backend",   "gpu",           "kv_dtype",
+                    "gpus",      "form",          "group_exchange",
                     "gdn_state", "simd",          "activations",
                     "threads",   "spin_us",       "max_sequences",
                     "max_queue", "max_context",   "step_tokens",

@@ -35,6 +35,13 @@ absl::StatusOr<double> MeasureReadBandwidth(int32_t, uint64_t, int32_t) {
   return NotBuilt();
 }
 
+absl::StatusOr<double> MeasurePeerRoundTrip(int32_t,
+                                            int32_t,
+                                            uint64_t,
+                                            int32_t) {
+  return NotBuilt();
+}
+
 DeviceBuffer::DeviceBuffer(DeviceBuffer&& other) noexcept
     : data_(std::exchange(other.data_, nullptr)),
       bytes_(std::exchange(other.bytes_, 0)) {}

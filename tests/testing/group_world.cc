@@ -61,6 +61,17 @@ void GroupWorld::Fill(uint32_t seed, int32_t rows) {
   }
 }
 
+absl::Status GroupWorld::Load(int32_t rank,
+                              const std::vector<float>& x,
+                              const std::vector<float>& part) {
+  Member& m = members_[rank];
+  const absl::Status status =
+      m.queue->Upload(x.data(), x.size() * sizeof(float), m.x.as<void>());
+  if (!status.ok()) return status;
+  return m.queue->Upload(
+      part.data(), part.size() * sizeof(float), m.part.as<void>());
+}
+
 void GroupWorld::SetPart(int32_t rank, size_t at, float value) {
   members_[rank].values[at] = value;
   Up(members_[rank], members_[rank].values, members_[rank].part);

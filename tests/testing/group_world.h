@@ -81,9 +81,15 @@ class GroupWorld {
 
   std::vector<float> X(int32_t rank) { return Down(rank, members_[rank].x); }
   std::vector<float> U(int32_t rank) { return Down(rank, members_[rank].u); }
-  // As Fill left it.
-  kernels::DeviceBuffer& x(int32_t rank) { return members_[rank].x; }
+  // As Fill made them.
   const std::vector<float>& filled_x() const { return x_; }
+  const std::vector<float>& part(int32_t rank) const {
+    return members_[rank].values;
+  }
+  // Queues their copies to the device.
+  absl::Status Load(int32_t rank,
+                    const std::vector<float>& x,
+                    const std::vector<float>& part);
 
  private:
   struct Member {

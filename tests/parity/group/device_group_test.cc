@@ -5,6 +5,8 @@
 
 #include <gtest/gtest.h>
 
+#include <atomic>
+#include <bit>
 #include <cmath>
 #include <functional>
 #include <limits>
@@ -109,6 +111,42 @@ TEST_P(GroupOfRanks, AbortEndsAWait) {
   other.join();
   EXPECT_FALSE(world.end(0).whole);
   EXPECT_EQ(world.end(0).missed, -1);
+}
+
+// Recorded steps, again and again, of values that differ from those before:
+// every number of every replay is looked at.
+TEST_P(GroupOfRanks, ReplaysNeverTakeAnOldValue) {
+  CONCLAVE_REQUIRE_GROUP(GetParam());
+  constexpr int32_t kRows = 3, kCols = 4096, kVariants = 7;
+  const int32_t replays = GetParam().gpus ? 100'000 : 150;
+  GroupWorld world(GetParam(), {.rows_max = 8, .cols = kCols});
+  ASSERT_TRUE(world.ok());
+  std::vector<std::vector<std::vector<float>>> parts;  // [variant][rank]
+  std::vector<std::vector<float>> x, want;
+  for (uint32_t v = 0; v < kVariants; ++v) {
+    world.Fill(100 + v, kRows);
+    x.push_back(world.filled_x());
+    want.push_back(world.Expected(0).x);
+    std::vector<std::vector<float>>& of = parts.emplace_back();
+    for (int32_t r = 0; r < world.ranks(); ++r) of.push_back(world.part(r));
+  }
+  std::atomic<int64_t> wrong = 0;
+  world.EachRank([&](int32_t rank) {
+    DeviceQueue& queue = world.queue(rank);
+    ASSERT_TRUE(queue.BeginRecording().ok());
+    ASSERT_TRUE(world.Queue(rank, 0).ok());
+    const auto graph = queue.EndRecording();
+    ASSERT_TRUE(graph.ok()) << graph.status();
+    for (int32_t i = 0; i < replays; ++i) {
+      const size_t v = static_cast<size_t>(i) % kVariants;
+      ASSERT_TRUE(world.Load(rank, x[v], parts[v][rank]).ok());
+      ASSERT_TRUE(queue.Launch(*graph).ok());
+      if (world.X(rank) != want[v]) ++wrong;
+    }
+    world.Finish(rank);
+    EXPECT_TRUE(world.end(rank).whole);
+  });
+  EXPECT_EQ(wrong, 0) << "of " << replays << " replays";
 }
 
 }  // namespace

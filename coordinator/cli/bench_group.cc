@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "coordinator/cli/bench_group.h"
+
+#include <algorithm>
+#include <iostream>
+#include <memory>
+#include <string>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "common/parallel_tasks.h"
+#include "common/status_macros.h"
+#include "common/version.h"
+#include "coordinator/cli/table.h"
+#include "kernels/device.h"
+#include "kernels/device_group.h"
+
+namespace conclave::cli {
+namespace {
+
+using kernels::DeviceBuffer;
+using kernels::DeviceGroup;
+using kernels::DeviceQueue;
+using kernels::GroupExchange;
+
+constexpr int32_t kCols = 4096;  // of the 397B
+constexpr int32_t kRows[] = {1, 2, 4, 8, 16, 32, 64, 128, 256};
+constexpr int32_t kRowsMax = 256;
+constexpr int32_t kSums = 120;     // of a step: those of the 397B
+constexpr int32_t kReplays = 200;  // of one measurement
+constexpr int32_t kRepeats = 9;
+constexpr int32_t kRounds = 10'000;
+
+struct Member {
+  std::unique_ptr<DeviceQueue> queue;
+  DeviceBuffer x, u, part, w;
+};
+
+class Bench {
+ public:
+  static absl::StatusOr<std::unique_ptr<Bench>> Create(
+      const std::vector<int32_t>& gpus, GroupExchange exchange) {
+    auto out = std::make_unique<Bench>();
+    std::vector<DeviceQueue*> queues;
+    for (const int32_t gpu : gpus) {
+      Member& member = out->members_.emplace_back();
+      ASSIGN_OR_RETURN(member.queue, DeviceQueue::Create(gpu));
+      queues.push_back(member.queue.get());
+      for (DeviceBuffer* to : {&member.x, &member.u, &member.part, &member.w}) {
+        ASSIGN_OR_RETURN(
+            *to,
+            member.queue->Allocate(sizeof(float) * kRowsMax * kCols, "rows"));
+        RETURN_IF_ERROR(member.queue->Fill(*to, 0));
+      }
+    }
+    ASSIGN_OR_RETURN(
+        out->group_,
+        DeviceGroup::Create(
+            queues,
+            {.rows_max = kRowsMax, .cols = kCols, .exchange = exchange}));
+    return out;
+  }
+
+  // Seconds of one sum, the median. `only`: in every other one, rank 0 alone
+  // has a part, as in the lone form.
+  absl::StatusOr<double> Measure(int32_t rows, bool only) {
+    std::vector<double> seconds(members_.size());
+    const auto ranks = static_cast<int64_t>(members_.size());
+    const auto run = [&](int64_t rank) -> absl::Status {
+      ASSIGN_OR_RETURN(seconds[static_cast<size_t>(rank)],
+                       Rank(static_cast<int32_t>(rank), rows, only));
+      return absl::OkStatus();
+    };
+    RETURN_IF_ERROR(ParallelTasks(ranks, static_cast<int32_t>(ranks), run));
+    return seconds[0];
+  }
+
+ private:
+  absl::Status Step(int32_t rank, int32_t rows, bool only) {
+    Member& m = members_[static_cast<size_t>(rank)];
+    for (int32_t number = 0; number < kSums; ++number) {
+      const bool one = only && number % 2 == 0;
+      kernels::GroupSum sum{.number = number,
+                            .only = one ? 0 : -1,
+                            .rows = rows,
+                            .w = m.w.as<float>(),
+                            .eps = 1e-6f,
+                            .x = m.x.as<float>(),
+                            .u = {.data = m.u.as<void>()}};
+      if (!one || rank == 0) sum.part.dense = m.part.as<float>();
+      RETURN_IF_ERROR(group_->AddNorm(rank, sum));
+    }
+    return absl::OkStatus();
+  }
+
+  absl::StatusOr<double> Rank(int32_t rank, int32_t rows, bool only) {
+    DeviceQueue& queue = *members_[static_cast<size_t>(rank)].queue;
+    RETURN_IF_ERROR(queue.BeginRecording());
+    const absl::Status status = Step(rank, rows, only);
+    absl::StatusOr<kernels::DeviceGraph> graph = queue.EndRecording();
+    RETURN_IF_ERROR(status);
+    RETURN_IF_ERROR(graph.status());
+    RETURN_IF_ERROR(queue.Launch(*graph));
+    std::vector<double> times;
+    for (int32_t i = 0; i < kRepeats; ++i) {
+      RETURN_IF_ERROR(queue.Mark(0));
+      for (int32_t r = 0; r < kReplays; ++r) {
+        RETURN_IF_ERROR(queue.Launch(*graph));
+      }
+      RETURN_IF_ERROR(queue.Mark(1));
+      ASSIGN_OR_RETURN(const DeviceGroup::End end, group_->Finish(rank));
+      if (!end.whole) {
+        return absl::UnavailableError(
+            absl::StrCat("rank ", end.missed, " did not come to a sum"));
+      }
+      ASSIGN_OR_RETURN(const double seconds, queue.Between());
+      times.push_back(seconds / kReplays / kSums);
+    }
+    return Median(times);
+  }
+
+  // Freed from the last to the first: the group before its queues.
+  std::vector<Member> members_;
+  std::unique_ptr<DeviceGroup> group_;
+};
+
+}  // namespace
+
+absl::Status BenchGroupExchange(const std::vector<int32_t>& gpus) {
+  if (gpus.size() < 2) {
+    return absl::InvalidArgumentError("--gpus: two at least");
+  }
+  std::cout
+      << "conclave " << Version() << ", GPUs " << absl::StrJoin(gpus, ",")
+      << "\nMicroseconds of one sum with its norm, rows of " << kCols
+      << " float32, " << kSums << " sums in a recorded step; median of "
+      << kRepeats
+      << ". Two phases of a layer are two of them.\nBefore them, stores "
+         "and a flag, there and back, of the same bytes by one block.\n\n";
+  std::vector<std::vector<std::string>> table = {{"rows",
+                                                  "KB",
+                                                  "there and back",
+                                                  "peer",
+                                                  "peer, lone",
+                                                  "nccl",
+                                                  "nccl, lone"}};
+  std::unique_ptr<Bench> benches[2];
+  ASSIGN_OR_RETURN(benches[0], Bench::Create(gpus, GroupExchange::kPeer));
+  auto nccl = Bench::Create(gpus, GroupExchange::kNccl);
+  if (nccl.ok()) benches[1] = *std::move(nccl);
+  for (const int32_t rows : kRows) {
+    const uint64_t bytes = sizeof(float) * kCols * static_cast<uint64_t>(rows);
+    ASSIGN_OR_RETURN(
+        const double floor,
+        kernels::MeasurePeerRoundTrip(gpus[0], gpus[1], bytes, kRounds));
+    std::vector<std::string> line = {
+        absl::StrCat(rows), absl::StrCat(bytes >> 10), Fixed(1e6 * floor, 2)};
+    for (const std::unique_ptr<Bench>& bench : benches) {
+      for (const bool only : {false, true}) {
+        if (bench == nullptr) {
+          line.push_back("-");
+          continue;
+        }
+        ASSIGN_OR_RETURN(const double seconds, bench->Measure(rows, only));
+        line.push_back(Fixed(1e6 * seconds, 2));
+      }
+    }
+    table.push_back(std::move(line));
+  }
+  std::cout << FormatTable(table);
+  if (!nccl.ok()) std::cout << "nccl: " << nccl.status().message() << "\n";
+  return absl::OkStatus();
+}
+
+}  // namespace conclave::cli

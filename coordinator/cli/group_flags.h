@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/flags/declare.h"
+#include "absl/status/statusor.h"
+#include "coordinator/model/rank_cut.h"
+#include "kernels/device_group.h"
+
+ABSL_DECLARE_FLAG(std::string, gpus);
+ABSL_DECLARE_FLAG(std::string, form);
+ABSL_DECLARE_FLAG(std::string, group_exchange);
+
+// What --gpus, --form and --group-exchange mean (docs/multi-gpu.md).
+namespace conclave::cli {
+
+// "0,1": these; "2": the first two; "": none. InvalidArgument: another text, or
+// one GPU twice.
+absl::StatusOr<std::vector<int32_t>> ParseGpus(const std::string& text);
+
+// "symmetric" (or empty), "lone".
+absl::StatusOr<model::GroupForm> ParseForm(const std::string& word);
+
+// "peer" (or empty), "nccl".
+absl::StatusOr<kernels::GroupExchange> ParseExchange(const std::string& word);
+
+}  // namespace conclave::cli
