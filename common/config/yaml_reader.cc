@@ -142,9 +142,11 @@ class Reader {
             absl::StrCat(
                 path, ": the file has more than ", kItemsMax, " list items"));
       }
-      RETURN_IF_ERROR(ReadMessage(item,
-                                  absl::StrCat(path, "[", index++, "]"),
-                                  *reflection.AddMessage(&out, &field)));
+      const std::string at = absl::StrCat(path, "[", index++, "]");
+      RETURN_IF_ERROR(
+          is_message
+              ? ReadMessage(item, at, *reflection.AddMessage(&out, &field))
+              : ReadScalar(item, at, field, out));
     }
     return absl::OkStatus();
   }
@@ -183,7 +185,11 @@ class Reader {
         if (!plain || !absl::SimpleAtoi(text, &value)) {
           return wrong("a whole number of 32 bits");
         }
-        reflection.SetInt32(&out, &field, value);
+        if (field.is_repeated()) {
+          reflection.AddInt32(&out, &field, value);
+        } else {
+          reflection.SetInt32(&out, &field, value);
+        }
         return absl::OkStatus();
       }
       case FieldDescriptor::CPPTYPE_INT64: {

@@ -40,7 +40,8 @@ DeviceDecoder::Options OptionsFor(StateSizes sizes,
       .rows_max = sizes.step_rows > 0 ? sizes.step_rows : limits::kStepRowsMax,
       .sequences_max = sizes.state_slots,
       .exact = activations == kernels::Activations::kF32,
-      .kv = place.kv};
+      .kv = place.kv,
+      .gdn = place.gdn};
 }
 
 absl::StatusOr<std::unique_ptr<Decoder>> CreateOnDevice(

@@ -5,7 +5,11 @@
 #include <dlfcn.h>
 #include <nccl.h>
 
+#include <algorithm>
+#include <cstdlib>
+#include <mutex>
 #include <thread>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "common/clock.h"
@@ -15,9 +19,17 @@
 namespace conclave::kernels::cuda {
 namespace {
 
-// The library, opened when it is first asked for.
+// The library when it is first asked for. Its connections are made with the
+// communicators, since nothing can be allocated while a step is recorded, and
+// not over NVLink multicast; who set these variables is heard.
+void* OpenLibrary() {
+  setenv("NCCL_RUNTIME_CONNECT", "0", 0);
+  setenv("NCCL_NVLS_ENABLE", "0", 0);
+  return dlopen("libnccl.so.2", RTLD_NOW | RTLD_LOCAL);
+}
+
 struct Nccl {
-  void* library = dlopen("libnccl.so.2", RTLD_NOW | RTLD_LOCAL);
+  void* library = OpenLibrary();
   template <typename F>
   F* Find(F*, const char* name) const {
     return library == nullptr ? nullptr
@@ -26,13 +38,17 @@ struct Nccl {
   decltype(&ncclCommInitAll) init_all =
       Find(&ncclCommInitAll, "ncclCommInitAll");
   decltype(&ncclCommAbort) abort = Find(&ncclCommAbort, "ncclCommAbort");
+  decltype(&ncclGroupStart) group_start =
+      Find(&ncclGroupStart, "ncclGroupStart");
+  decltype(&ncclGroupEnd) group_end = Find(&ncclGroupEnd, "ncclGroupEnd");
   decltype(&ncclAllGather) all_gather = Find(&ncclAllGather, "ncclAllGather");
   decltype(&ncclBroadcast) broadcast = Find(&ncclBroadcast, "ncclBroadcast");
   decltype(&ncclGetErrorString) error =
       Find(&ncclGetErrorString, "ncclGetErrorString");
 
   bool whole() const {
-    return init_all != nullptr && abort != nullptr && all_gather != nullptr &&
+    return init_all != nullptr && abort != nullptr && group_start != nullptr &&
+           group_end != nullptr && all_gather != nullptr &&
            broadcast != nullptr && error != nullptr;
   }
 };
@@ -93,13 +109,21 @@ absl::Status MakeCommunicators(DeviceGroup::Impl* group) {
 }
 
 void AbortCommunicators(DeviceGroup::Impl* group) {
+  std::vector<std::unique_lock<std::mutex>> locks;
   for (DeviceGroup::Impl::Rank& rank : group->ranks) {
-    std::lock_guard<std::mutex> lock(rank.mutex);
+    locks.emplace_back(rank.mutex);
+  }
+  const auto has = [](const auto& rank) { return rank.comm != nullptr; };
+  if (std::none_of(group->ranks.begin(), group->ranks.end(), has)) return;
+  // Together: the communicators of a process wait for each other.
+  Library().group_start();
+  for (DeviceGroup::Impl::Rank& rank : group->ranks) {
     if (rank.comm != nullptr) {
       Library().abort(static_cast<ncclComm_t>(rank.comm));
     }
     rank.comm = nullptr;
   }
+  Library().group_end();
 }
 
 absl::Status QueueNcclSum(DeviceGroup::Impl* group,

@@ -20,7 +20,7 @@ std::string WhyNot(const GroupCase& group) {
   }
   const auto devices = kernels::ListCudaDevices();
   if (!devices.ok()) return std::string(devices.status().message());
-  if (group.one || std::ssize(*devices) >= group.ranks) return "";
+  if (std::ssize(*devices) >= group.ranks) return "";
   return "this machine has " + std::to_string(devices->size()) + " GPUs, not " +
          std::to_string(group.ranks);
 }

@@ -20,7 +20,6 @@ namespace conclave::testing {
 // Which group; on GPUs 0 to ranks - 1, or all on the plain twin.
 struct GroupCase {
   bool gpus = false;
-  bool one = false;  // all ranks on GPU 0: what a machine with one can run
   int32_t ranks = 2;
   kernels::GroupExchange exchange = kernels::GroupExchange::kPeer;
 
@@ -28,11 +27,11 @@ struct GroupCase {
     const std::string by = !gpus                                       ? "twin"
                            : exchange == kernels::GroupExchange::kPeer ? "peer"
                                                                        : "nccl";
-    return by + std::to_string(ranks) + (one ? "on1" : "");
+    return by + std::to_string(ranks);
   }
   int32_t device(int32_t rank) const {
     if (!gpus) return kernels::kHostDevice;
-    return one ? 0 : rank;
+    return rank;
   }
 };
 
@@ -40,7 +39,6 @@ inline constexpr GroupCase kGroupCases[] = {
     {.ranks = 1},
     {.ranks = 2},
     {.ranks = 4},
-    {.gpus = true, .one = true, .ranks = 2},
     {.gpus = true, .ranks = 2},
     {.gpus = true, .ranks = 2, .exchange = kernels::GroupExchange::kNccl},
     {.gpus = true, .ranks = 4},

@@ -98,6 +98,15 @@ limits: {kv_tokens: 10000000000}
   EXPECT_EQ(c.limits().kv_tokens(), 10'000'000'000);
 }
 
+TEST(ClusterConfig, ListsOfNumbersAreRead) {
+  const v1::ClusterConfig c = Parsed("coordinator: {gpus: [3, 1]}");
+  ASSERT_EQ(c.coordinator().gpus_size(), 2);
+  EXPECT_EQ(c.coordinator().gpus(0), 3);
+  EXPECT_EQ(c.coordinator().gpus(1), 1);
+  EXPECT_EQ(c.coordinator().group_form(), "symmetric");
+  EXPECT_EQ(c.coordinator().group_exchange(), "peer");
+}
+
 TEST(ClusterConfig, PathsAreRelativeToTheFile) {
   const v1::ClusterConfig c = Parsed(
       "model: ../m\ntls: {ca: ca.pem, cert: /c.pem, key: k/k.pem}\n"

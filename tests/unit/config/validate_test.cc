@@ -85,6 +85,27 @@ TEST(Validate, EachRuleNamesItsField) {
   }
 }
 
+TEST(Validate, GroupsOfGpusNameTheirFields) {
+  const struct {
+    const char* yaml;
+    const char* error;
+  } kCases[] = {
+      {"coordinator: {gpus: [0, 0]}", "coordinator.gpus: names one GPU twice"},
+      {"coordinator: {gpus: [-1]}", "coordinator.gpus: must be in [0, "},
+      {"coordinator: {gpus: [0, 1, 2, 3, 4, 5, 6, 7, 8]}",
+       "number of coordinator.gpus: must be in [0, 8]"},
+      {"coordinator: {group_form: both}",
+       "group_form: must be 'symmetric' or 'lone'"},
+      {"coordinator: {group_exchange: mpi}",
+       "group_exchange: must be 'peer' or 'nccl'"},
+  };
+  for (const auto& [yaml, error] : kCases) {
+    const auto config = ParseClusterConfig(yaml, "cluster.yaml");
+    const std::string message(config.status().message());
+    EXPECT_NE(message.find(error), std::string::npos) << yaml << message;
+  }
+}
+
 TEST(Validate, NumberOfWorkersIsBounded) {
   v1::ClusterConfig config = DefaultClusterConfig();
   for (int i = 0; i < 257; ++i) {
