@@ -9,15 +9,6 @@
 namespace conclave::kernels {
 namespace cuda::attention {
 
-absl::StatusOr<size_t> SharedBytesMax(const DeviceQueue& queue) {
-  int bytes = 0;
-  RETURN_IF_ERROR(ToStatus(
-      cudaDeviceGetAttribute(
-          &bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, queue.device()),
-      "reading an attribute"));
-  return static_cast<size_t>(bytes);
-}
-
 namespace {
 
 // A part has this many chunks at least: below, combining costs more.

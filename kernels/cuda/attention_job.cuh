@@ -10,6 +10,7 @@
 #include <cstdint>
 
 #include "absl/status/status.h"
+#include "kernels/cuda/shared_bytes.h"
 #include "kernels/device_attention.h"
 #include "kernels/device_queue.h"
 
@@ -190,8 +191,5 @@ constexpr int kTileRows = kWarps;
 inline int32_t TilesMax(const DeviceStep& step) {
   return (step.rows - step.sequences) / kTileRows + step.sequences;
 }
-
-// Bytes of shared memory that a block may have.
-absl::StatusOr<size_t> SharedBytesMax(const DeviceQueue& queue);
 
 }  // namespace conclave::kernels::cuda::attention

@@ -8,6 +8,7 @@
 #include "common/status_macros.h"
 #include "kernels/cuda/copy_async.cuh"
 #include "kernels/cuda/gdn_chunk.cuh"
+#include "kernels/cuda/shared_bytes.h"
 
 namespace conclave::kernels::cuda::gdn {
 namespace {
@@ -332,11 +333,8 @@ absl::Status LaunchRun(DeviceQueue* queue, const Task& task) {
 }  // namespace
 
 bool CanRunChunks(const DeviceQueue& queue) {
-  int bytes = 0;
-  return cudaDeviceGetAttribute(&bytes,
-                                cudaDevAttrMaxSharedMemoryPerBlockOptin,
-                                queue.device()) == cudaSuccess &&
-         static_cast<size_t>(bytes) >= 2 * sizeof(WindowTiles<kHeadDim / 2>);
+  const absl::StatusOr<size_t> bytes = SharedBytesMax(queue);
+  return bytes.ok() && *bytes >= 2 * sizeof(WindowTiles<kHeadDim / 2>);
 }
 
 absl::Status RunChunks(DeviceQueue* queue, const Task& task) {

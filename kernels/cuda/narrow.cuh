@@ -13,10 +13,9 @@ namespace conclave::kernels::cuda {
 inline constexpr int kWarpsMax = 4;  // of a block
 // Blocks of a multiprocessor, which their registers must leave room for.
 template <DeviceFormat F, int R, int N>
-inline constexpr int kBlocksOf = N == 1 ? (R == 2 && F != DeviceFormat::kBf16
-                                               ? kSmallBlocks
-                                               : 4)
-                                        : (N == 2 ? 3 : 2);
+inline constexpr int kBlocksOf =
+    N == 1 ? (R == 2 && F != DeviceFormat::kBf16 ? kSmallBlocks : 4)
+           : (N == 2 ? kBlocksOf16Rows : kBlocksOf32Rows);
 
 // Adds up what the warps have, in their order, and writes it.
 template <Use U, int R, int N>

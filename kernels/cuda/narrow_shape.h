@@ -9,8 +9,11 @@ namespace conclave::kernels::cuda {
 
 inline int32_t DivideUp(int32_t a, int32_t b) { return (a + b - 1) / b; }
 
-// Blocks of two tiles and 8 rows that a multiprocessor has room for.
+// Blocks that a multiprocessor has room for: of two tiles and 8 rows, of 16
+// rows, of 32.
 inline constexpr int kSmallBlocks = 5;
+inline constexpr int kBlocksOf16Rows = 3;
+inline constexpr int kBlocksOf32Rows = 2;
 
 // Whether so many of those run at once: then they beat half as many of four
 // tiles, which have fewer warps and leave multiprocessors idle at the end.

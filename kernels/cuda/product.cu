@@ -93,11 +93,11 @@ int32_t DevicePlanes(const DeviceQueue& queue,
                      bool bf16) {
   if (!bf16 || rows > kNarrowMax) return 1;
   constexpr int32_t kUnits = 8;  // of a part at least
-  const bool few = rows <= 8, some = rows <= 16;
-  const int32_t tiles = matrix.tiles < cuda::kFewTiles ? 1
-                        : few || !some                 ? 2
-                                                       : 4;
-  const int32_t resident = few ? cuda::kSmallBlocks : some ? 3 : 2;
+  const int32_t resident = rows <= 8    ? cuda::kSmallBlocks
+                           : rows <= 16 ? cuda::kBlocksOf16Rows
+                                        : cuda::kBlocksOf32Rows;
+  const int32_t many = resident == cuda::kBlocksOf16Rows ? 4 : 2;
+  const int32_t tiles = matrix.tiles < cuda::kFewTiles ? 1 : many;
   return cuda::PartsOf(queue.multiprocessors(),
                        resident,
                        cuda::DivideUp(matrix.tiles, tiles),

@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
 #include "kernels/cuda/cuda_status.h"
+#include "kernels/cuda/shared_bytes.h"
 #include "kernels/device_queue.h"
 
 namespace conclave::kernels {
@@ -19,6 +20,15 @@ cudaStream_t StreamOf(const DeviceQueue& queue) {
 }
 
 }  // namespace
+
+absl::StatusOr<size_t> cuda::SharedBytesMax(const DeviceQueue& queue) {
+  int bytes = 0;
+  RETURN_IF_ERROR(ToStatus(
+      cudaDeviceGetAttribute(
+          &bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, queue.device()),
+      "reading an attribute"));
+  return static_cast<size_t>(bytes);
+}
 
 DeviceBuffer::DeviceBuffer(DeviceBuffer&& other) noexcept
     : data_(std::exchange(other.data_, nullptr)),

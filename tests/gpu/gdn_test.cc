@@ -178,22 +178,9 @@ TEST_P(GpuGdn, PrefillsRows) {
 // Several sequences, with one-row ones, at once; each also alone, bit for bit.
 TEST_P(GpuGdn, MixesSequencesAndKeepsThemApart) {
   CONCLAVE_REQUIRE_GPU();
-  const std::vector<Piece> pieces = {
-      {.rows = 1, .position = 5, .slot_in = 0, .slots_out = {0}, .seed = 1},
-      {.rows = 70, .slots_out = {5}, .seed = 2},
-      {.rows = 1, .position = 2, .slot_in = 1, .slots_out = {6}, .seed = 3},
-      {.rows = 3,
-       .position = 9,
-       .slot_in = 2,
-       .slots_out = {7, 2, 8},
-       .seed = 4},
-      {.rows = 1, .seed = 5},
-      {.rows = 17, .position = 64, .slot_in = 3, .slots_out = {3}, .seed = 6}};
+  const std::vector<Piece> pieces = MixedPieces();
   GdnWorld world = World(10);
-  for (const Piece& piece : pieces) {
-    if (piece.slot_in < 0) continue;
-    world.FillSlot(piece.slot_in, piece.position, 40 + piece.slot_in);
-  }
+  world.FillSlots(pieces);
   GdnWorld together = World(10);
   GdnWorld alone = World(10);
   for (GdnWorld* other : {&together, &alone}) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cstdint>
 #include <limits>
 #include <memory>
 #include <utility>
@@ -27,6 +28,10 @@ struct GdnPiece {
     return slots_out.empty() || row + 1 < rows ? -1 : slots_out[0];
   }
 };
+
+// One-row sequences among prompts, some with states before, with a slot for
+// each row of one.
+std::vector<GdnPiece> MixedPieces();
 
 // A layer with its slots, on the device and for the plain twin.
 class GdnWorld {
@@ -97,6 +102,9 @@ class GdnWorld {
                   rows + ((position + 1 + j) & 3) * Channels());
     }
   }
+
+  // Of each of them that reads a slot.
+  void FillSlots(const std::vector<GdnPiece>& pieces);
 
   // The projected row of a sequence at each position.
   std::vector<float> Projected(const GdnPiece& piece) const {
@@ -174,22 +182,10 @@ class GdnWorld {
   std::vector<float> plain_conv, plain_recurrent;
 
  private:
-  DeviceBuffer UpStates() {
-    if (dtype_ == GdnDType::kF32) return Up(*queue_, recurrent);
-    std::vector<uint16_t> rounded;
-    for (const float x : recurrent) rounded.push_back(ToBf16(x));
-    return Up(*queue_, rounded);
-  }
+  DeviceBuffer UpStates();
   std::vector<float> DownFloats(const DeviceBuffer& from,
                                 size_t count,
-                                bool bf16) {
-    if (!bf16) return Down(*queue_, from.as<float>(), count);
-    std::vector<float> out;
-    for (const uint16_t x : Down(*queue_, from.as<uint16_t>(), count)) {
-      out.push_back(FromBf16(x));
-    }
-    return out;
-  }
+                                bool bf16);
 
   const GdnDType dtype_;
   std::unique_ptr<DeviceQueue> queue_;
