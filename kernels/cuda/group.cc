@@ -62,6 +62,7 @@ absl::Status Empty(DeviceGroup::Impl* group) {
 
 DeviceGroup::Impl::~Impl() {
   cuda::AbortCommunicators(this);
+  for (std::thread& thread : aborting) thread.join();
   if (words != nullptr) cudaFreeHost(words);
 }
 

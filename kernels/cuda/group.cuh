@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <thread>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -45,7 +46,9 @@ absl::Status QueuePart(DeviceGroup::Impl* group,
 
 // Unavailable: NCCL is not there; the message says what to do.
 absl::Status MakeCommunicators(DeviceGroup::Impl* group);
-// Ends what they do; then there are none. From any thread.
+// Ends what they do; then there are none. From any thread. NCCL gives their
+// memory back, in a thread of its own, when the last recording with them is
+// gone.
 void AbortCommunicators(DeviceGroup::Impl* group);
 // Until the rank's queue is done; ends the group's step at the deadline.
 absl::Status WaitForNccl(DeviceGroup::Impl* group, int32_t rank);
@@ -76,6 +79,8 @@ struct DeviceGroup::Impl {
   std::vector<Rank> ranks;
   cuda::GroupWords* words = nullptr;
   int64_t generation = 0;
+  std::mutex aborting_mutex;
+  std::vector<std::thread> aborting;  // of communicators
 };
 
 }  // namespace conclave::kernels

@@ -20,11 +20,13 @@ namespace conclave::kernels::cuda {
 namespace {
 
 // The library when it is first asked for. Its connections are made with the
-// communicators, since nothing can be allocated while a step is recorded, and
-// not over NVLink multicast; who set these variables is heard.
+// communicators, since nothing can be allocated while a step is recorded, not
+// over NVLink multicast, and no buffers are registered; who set these variables
+// is heard.
 void* OpenLibrary() {
   setenv("NCCL_RUNTIME_CONNECT", "0", 0);
   setenv("NCCL_NVLS_ENABLE", "0", 0);
+  setenv("NCCL_GRAPH_REGISTER", "0", 0);
   return dlopen("libnccl.so.2", RTLD_NOW | RTLD_LOCAL);
 }
 
@@ -109,21 +111,22 @@ absl::Status MakeCommunicators(DeviceGroup::Impl* group) {
 }
 
 void AbortCommunicators(DeviceGroup::Impl* group) {
-  std::vector<std::unique_lock<std::mutex>> locks;
+  std::vector<ncclComm_t> comms;
   for (DeviceGroup::Impl::Rank& rank : group->ranks) {
-    locks.emplace_back(rank.mutex);
-  }
-  const auto has = [](const auto& rank) { return rank.comm != nullptr; };
-  if (std::none_of(group->ranks.begin(), group->ranks.end(), has)) return;
-  // Together: the communicators of a process wait for each other.
-  Library().group_start();
-  for (DeviceGroup::Impl::Rank& rank : group->ranks) {
+    std::lock_guard<std::mutex> lock(rank.mutex);
     if (rank.comm != nullptr) {
-      Library().abort(static_cast<ncclComm_t>(rank.comm));
+      comms.push_back(static_cast<ncclComm_t>(rank.comm));
     }
     rank.comm = nullptr;
   }
-  Library().group_end();
+  if (comms.empty()) return;
+  std::lock_guard<std::mutex> lock(group->aborting_mutex);
+  group->aborting.emplace_back([comms] {
+    // Together: the communicators of a process wait for each other.
+    Library().group_start();
+    for (ncclComm_t comm : comms) Library().abort(comm);
+    Library().group_end();
+  });
 }
 
 absl::Status QueueNcclSum(DeviceGroup::Impl* group,
