@@ -44,6 +44,9 @@ class DeviceGroup {
   struct Options {
     int32_t rows_max = 0;
     int32_t cols = 0;
+    // Groups whose steps run on these devices at the same time: none may take
+    // so much of them that the others cannot go on.
+    int32_t lanes = 1;
     // Of each wait for another rank.
     absl::Duration deadline = absl::Seconds(5);
     GroupExchange exchange = GroupExchange::kPeer;
@@ -81,6 +84,7 @@ class DeviceGroup {
   // step may begin.
   absl::Status Reset();
   // What was recorded before this number changed cannot be launched any more.
+  // All recordings are gone before the group.
   int64_t generation() const;
 
   struct Impl;

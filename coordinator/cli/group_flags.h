@@ -13,6 +13,7 @@
 ABSL_DECLARE_FLAG(std::string, gpus);
 ABSL_DECLARE_FLAG(std::string, form);
 ABSL_DECLARE_FLAG(std::string, group_exchange);
+ABSL_DECLARE_FLAG(int32_t, micro_batches);
 
 // What --gpus, --form and --group-exchange mean (docs/multi-gpu.md).
 namespace conclave::cli {

@@ -138,7 +138,10 @@ absl::StatusOr<std::unique_ptr<model::GroupDecoder>> MakeGroup(
   RETURN_IF_ERROR(ParallelTasks(ranks, ranks, make));
   return model::GroupDecoder::Create(
       std::move(members),
-      {.each = options, .form = form, .exchange = exchange});
+      {.each = options,
+       .form = form,
+       .exchange = exchange,
+       .micro_batches = absl::GetFlag(FLAGS_micro_batches)});
 }
 
 }  // namespace

@@ -121,11 +121,14 @@ absl::StatusOr<std::unique_ptr<Decoder>> CreateOnGroup(
   RETURN_IF_ERROR(ParallelTasks(ranks, ranks, load));
   ASSIGN_OR_RETURN(
       std::unique_ptr<GroupDecoder> out,
-      GroupDecoder::Create(std::move(members),
-                           {.each = OptionsFor(sizes, activations, place),
-                            .form = place.form,
-                            .exchange = place.exchange,
-                            .deadline = place.group_deadline}));
+      GroupDecoder::Create(
+          std::move(members),
+          {.each = OptionsFor(sizes, activations, place),
+           .form = place.form,
+           .exchange = place.exchange,
+           .deadline = place.group_deadline,
+           .micro_batches =
+               place.form == GroupForm::kLone ? place.micro_batches : 1}));
   return out;
 }
 

@@ -51,6 +51,13 @@ class DeviceDecoder final : public Decoder {
       std::unique_ptr<kernels::DeviceQueue> queue,
       DeviceWeights weights,
       const Options& options);
+  // A second lane of `first`, which outlives it: with the same weights and
+  // states, arrays and a queue of its own. Steps of both may be under way at
+  // once where they have no sequence in common.
+  static absl::StatusOr<std::unique_ptr<DeviceDecoder>> CreateLane(
+      std::unique_ptr<kernels::DeviceQueue> queue,
+      const DeviceDecoder& first,
+      const Options& options);
   ~DeviceDecoder() override;
 
   absl::StatusOr<StepOutput> Run(const kernels::StepBatch& batch,
@@ -60,6 +67,10 @@ class DeviceDecoder final : public Decoder {
 
   absl::StatusOr<std::unique_ptr<StepSampler>> MakeSampler(
       int32_t vocab_used) override;
+  // One that counts tokens with `first`, a sampler of the lane whose states
+  // these are.
+  absl::StatusOr<std::unique_ptr<StepSampler>> MakeSampler(
+      const StepSampler& first);
   absl::Status Health() const override;
 
   // A rank's part of a step whose logits are rank 0's; recorded: as rank 0's,
@@ -120,6 +131,8 @@ class DeviceDecoder final : public Decoder {
 
  private:
   explicit DeviceDecoder(std::unique_ptr<Impl> impl);
+  static absl::StatusOr<std::unique_ptr<DeviceDecoder>> Make(
+      std::unique_ptr<Impl> impl, const Impl* first);
   std::unique_ptr<Impl> impl_;
 };
 

@@ -24,6 +24,9 @@ namespace conclave::model {
 struct DeviceDecoder::Impl {
   using Sizes = DeviceStepArrays::Sizes;
 
+  explicit Impl(std::shared_ptr<const DeviceWeights> held)
+      : held(std::move(held)), weights(*this->held) {}
+
   bool Launches(Block block) const { return (blocks & block) != 0; }
   absl::StatusOr<kernels::DeviceGraph> Record(const Sizes& sizes);
   // Sizes of a step of one row per sequence, and of its recording.
@@ -83,7 +86,8 @@ struct DeviceDecoder::Impl {
   // The queue outlives what was allocated on it.
   std::unique_ptr<kernels::DeviceQueue> queue;
   Options options;
-  DeviceWeights weights;
+  std::shared_ptr<const DeviceWeights> held;  // by all lanes
+  const DeviceWeights& weights;
   DeviceMemory m;
   DeviceStepArrays arrays;
   RoutedElsewhere elsewhere;  // used with options.experts
@@ -93,8 +97,9 @@ struct DeviceDecoder::Impl {
   int32_t mixer_planes = 1;  // of m.y
   absl::Status lost;         // why no further step can run
 
-  // Position after the row that a slot's state was written by, [slots].
-  std::vector<int32_t> next_position;
+  // Position after the row that a slot's state was written by, [slots]; of all
+  // lanes.
+  std::shared_ptr<std::vector<int32_t>> next_position;
   std::vector<float> logits, hidden;
   std::vector<uint16_t> rounded;
   std::vector<float> state;

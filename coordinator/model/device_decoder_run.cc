@@ -156,7 +156,7 @@ void DeviceDecoder::Impl::NotePositions(const StepBatch& batch) {
     const size_t states = s.state_slots_out.size();
     for (size_t i = 0; i < states; ++i) {
       const int32_t row = states > 1 ? static_cast<int32_t>(i) : s.rows - 1;
-      next_position[s.state_slots_out[i]] = s.position + row + 1;
+      (*next_position)[s.state_slots_out[i]] = s.position + row + 1;
     }
   }
 }
@@ -183,37 +183,63 @@ absl::StatusOr<std::unique_ptr<StepSampler>> DeviceDecoder::MakeSampler(
   return out;
 }
 
+absl::StatusOr<std::unique_ptr<StepSampler>> DeviceDecoder::MakeSampler(
+    const StepSampler& first) {
+  return DeviceSampler::CreateLane(impl_.get(),
+                                   static_cast<const DeviceSampler&>(first));
+}
+
 absl::StatusOr<std::unique_ptr<DeviceDecoder>> DeviceDecoder::Create(
     std::unique_ptr<DeviceQueue> queue,
     DeviceWeights weights,
     const Options& options) {
-  auto impl = std::make_unique<Impl>();
+  auto impl = std::make_unique<Impl>(
+      std::make_shared<const DeviceWeights>(std::move(weights)));
   impl->queue = std::move(queue);
   impl->options = options;
+  impl->next_position = std::make_shared<std::vector<int32_t>>(
+      static_cast<size_t>(options.sizes.state_slots));
+  return Make(std::move(impl), nullptr);
+}
+
+absl::StatusOr<std::unique_ptr<DeviceDecoder>> DeviceDecoder::CreateLane(
+    std::unique_ptr<DeviceQueue> queue,
+    const DeviceDecoder& first,
+    const Options& options) {
+  auto impl = std::make_unique<Impl>(first.impl_->held);
+  impl->queue = std::move(queue);
+  impl->options = options;
+  impl->next_position = first.impl_->next_position;
+  return Make(std::move(impl), first.impl_.get());
+}
+
+absl::StatusOr<std::unique_ptr<DeviceDecoder>> DeviceDecoder::Make(
+    std::unique_ptr<Impl> impl, const Impl* first) {
+  Options& options = impl->options;
   if (options.exact) {
-    impl->options.kv = kernels::KvDType::kF32;
-    impl->options.gdn = kernels::GdnDType::kF32;
+    options.kv = kernels::KvDType::kF32;
+    options.gdn = kernels::GdnDType::kF32;
   }
-  impl->weights = std::move(weights);
   ASSIGN_OR_RETURN(impl->m,
-                   DeviceMemory::Create(impl->queue.get(),
-                                        impl->weights.config,
-                                        {.sizes = options.sizes,
-                                         .rows_max = options.rows_max,
-                                         .sequences_max = options.sequences_max,
-                                         .exact = options.exact,
-                                         .kv = impl->options.kv,
-                                         .gdn = impl->options.gdn,
-                                         .head = options.rank == 0}));
+                   DeviceMemory::Create(
+                       impl->queue.get(),
+                       impl->weights.config,
+                       {.sizes = options.sizes,
+                        .rows_max = options.rows_max,
+                        .sequences_max = options.sequences_max,
+                        .exact = options.exact,
+                        .kv = options.kv,
+                        .gdn = options.gdn,
+                        .head = options.rank == 0,
+                        .states_of = first == nullptr ? nullptr : &first->m}));
   if (options.experts != nullptr) {
-    impl->options.record = false;
+    options.record = false;
     ASSIGN_OR_RETURN(impl->elsewhere,
                      RoutedElsewhere::Create(impl->queue.get(),
                                              options.experts,
                                              impl->weights.config,
                                              options.rows_max));
   }
-  impl->next_position.resize(static_cast<size_t>(options.sizes.state_slots));
   ASSIGN_OR_RETURN(
       impl->arrays,
       DeviceStepArrays::Create(
@@ -278,7 +304,7 @@ std::span<const float> DeviceDecoder::ConvState(int32_t layer,
   impl_->state.clear();
   for (size_t i = 1; i < taps; ++i) {
     const size_t row =
-        (static_cast<size_t>(impl_->next_position[slot]) + i) % taps;
+        (static_cast<size_t>((*impl_->next_position)[slot]) + i) % taps;
     impl_->state.insert(impl_->state.end(),
                         ring.begin() + row * channels,
                         ring.begin() + (row + 1) * channels);

@@ -114,11 +114,17 @@ void DeviceMemory::TakeShapes(const ModelConfig& config,
 absl::Status DeviceMemory::AllocateStates(DeviceQueue* queue,
                                           const ModelConfig& config,
                                           const Options& options) {
+  if (options.states_of != nullptr) {
+    layers_ = options.states_of->layers_;
+    return absl::OkStatus();
+  }
+  const auto layers = std::make_shared<std::vector<Layer>>();
+  layers_ = layers;
   const auto slots = static_cast<size_t>(options.sizes.state_slots);
   const auto blocks = static_cast<size_t>(options.sizes.kv_blocks) + 1;
   const size_t block_bytes = BlockBytes(config, kv_);
   for (const bool full : config.full_attention) {
-    Layer& layer = layers_.emplace_back();
+    Layer& layer = layers->emplace_back();
     if (full) {
       ASSIGN_OR_RETURN(layer.kv,
                        queue->Allocate(blocks * block_bytes, "KV cache"));
@@ -220,12 +226,12 @@ absl::Status DeviceMemory::AllocateArrays(DeviceQueue* queue,
 }
 
 kernels::DeviceKv DeviceMemory::kv(size_t layer) const {
-  return {.data = layers_[layer].kv.as<void>(), .dtype = kv_};
+  return {.data = (*layers_)[layer].kv.as<void>(), .dtype = kv_};
 }
 
 kernels::DeviceGdnState DeviceMemory::gdn(size_t layer) const {
-  return {.conv = layers_[layer].conv.as<float>(),
-          .recurrent = layers_[layer].recurrent.as<void>(),
+  return {.conv = (*layers_)[layer].conv.as<float>(),
+          .recurrent = (*layers_)[layer].recurrent.as<void>(),
           .dtype = gdn_dtype_};
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -38,6 +39,8 @@ class DeviceMemory {
     kernels::KvDType kv = kernels::KvDType::kBF16;
     kernels::GdnDType gdn = kernels::GdnDType::kF32;
     bool head = true;  // logits are computed here
+    // Whose states these are too; null: it has its own.
+    const DeviceMemory* states_of = nullptr;
   };
   static absl::StatusOr<DeviceMemory> Create(
       kernels::DeviceQueue* queue,
@@ -72,7 +75,7 @@ class DeviceMemory {
   }
 
   kernels::DeviceKv kv(size_t layer) const;
-  uint64_t kv_bytes(size_t layer) const { return layers_[layer].kv.bytes(); }
+  uint64_t kv_bytes(size_t layer) const { return (*layers_)[layer].kv.bytes(); }
   kernels::DeviceGdnState gdn(size_t layer) const;
   const kernels::AttentionShape& attention() const { return attention_; }
   const kernels::GdnShape& gdn_shape() const { return gdn_; }
@@ -116,7 +119,7 @@ class DeviceMemory {
   int32_t wanted_max_ = 0;
   kernels::AttentionShape attention_;
   kernels::GdnShape gdn_;
-  std::vector<Layer> layers_;
+  std::shared_ptr<const std::vector<Layer>> layers_;
   kernels::DeviceBuffer x_, u_, low_, ordered_, projected_, mixed_, y_,
       router_logits_, expert_hidden_, pairs_, wanted_, logits_, next_, scratch_,
       sampling_scratch_, greedy_;

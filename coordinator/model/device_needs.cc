@@ -158,17 +158,21 @@ absl::StatusOr<DeviceNeeds> DeviceNeedsOf(const Checkpoint& checkpoint,
   const kernels::GdnDType gdn =
       options.exact ? kernels::GdnDType::kF32 : options.gdn;
   out.each = DeviceStateBytesOf(config, kv, gdn);
-  ASSIGN_OR_RETURN(
-      out.arrays,
-      DeviceMemory::ArrayBytes(queue,
-                               config,
-                               {.sizes = {},
-                                .rows_max = options.rows_max,
-                                .sequences_max = options.sequences_max,
-                                .exact = options.exact,
-                                .kv = kv,
-                                .gdn = gdn,
-                                .head = cut.head}));
+  for (int32_t lane = 0; lane < options.lanes; ++lane) {
+    const auto part = [lane](int32_t n) { return lane == 0 ? n : (n + 1) / 2; };
+    ASSIGN_OR_RETURN(
+        const uint64_t bytes,
+        DeviceMemory::ArrayBytes(queue,
+                                 config,
+                                 {.sizes = {},
+                                  .rows_max = part(options.rows_max),
+                                  .sequences_max = part(options.sequences_max),
+                                  .exact = options.exact,
+                                  .kv = kv,
+                                  .gdn = gdn,
+                                  .head = cut.head}));
+    out.arrays += bytes;
+  }
   if (!cut.head) return out;
   // Counts of tokens, made when the first penalty comes (device_sampler.h).
   out.arrays += (static_cast<uint64_t>(options.sequences_max) + 1) *

@@ -26,6 +26,7 @@ struct DeviceNeedsOptions {
   kernels::GdnDType gdn = kernels::GdnDType::kF32;
   RoutedHere here = {};
   RankConfig rank = {};
+  int32_t lanes = 1;  // the second has half of the room (group_decoder.h)
 };
 
 // Before any weight is read: from the checkpoint's headers. Nothing is

@@ -23,8 +23,20 @@ absl::StatusOr<std::unique_ptr<DeviceSampler>> DeviceSampler::Create(
   if (vocab_used < 1 || vocab_used > decoder->weights.config.vocab_size) {
     return absl::InvalidArgumentError("sampler: no such vocabulary");
   }
-  auto out =
-      std::unique_ptr<DeviceSampler>(new DeviceSampler(decoder, vocab_used));
+  return Make(decoder, vocab_used, std::make_shared<Counts>());
+}
+
+absl::StatusOr<std::unique_ptr<DeviceSampler>> DeviceSampler::CreateLane(
+    DeviceDecoder::Impl* decoder, const DeviceSampler& first) {
+  return Make(decoder, first.vocab_used_, first.counts_);
+}
+
+absl::StatusOr<std::unique_ptr<DeviceSampler>> DeviceSampler::Make(
+    DeviceDecoder::Impl* decoder,
+    int32_t vocab_used,
+    std::shared_ptr<Counts> counts) {
+  auto out = std::unique_ptr<DeviceSampler>(
+      new DeviceSampler(decoder, vocab_used, std::move(counts)));
   ASSIGN_OR_RETURN(
       out->how_,
       decoder->queue->Allocate(
@@ -34,13 +46,18 @@ absl::StatusOr<std::unique_ptr<DeviceSampler>> DeviceSampler::Create(
 }
 
 absl::Status DeviceSampler::AllocateCounts() {
-  if (counts_.bytes() > 0) return absl::OkStatus();
+  std::lock_guard<std::mutex> lock(counts_->mutex);
+  if (counts_->buffer.bytes() > 0) return absl::OkStatus();
   const auto rows = static_cast<size_t>(d_.options.sizes.state_slots) + 1;
-  ASSIGN_OR_RETURN(counts_,
+  ASSIGN_OR_RETURN(kernels::DeviceBuffer buffer,
                    d_.queue->Allocate(rows * static_cast<size_t>(vocab_used_) *
                                           sizeof(int32_t),
                                       "counts of tokens for penalties"));
-  return d_.queue->Fill(counts_, 0);
+  RETURN_IF_ERROR(d_.queue->Fill(buffer, 0));
+  // Before another lane's queue uses it.
+  RETURN_IF_ERROR(d_.queue->Wait());
+  counts_->buffer = std::move(buffer);
+  return absl::OkStatus();
 }
 
 absl::Status DeviceSampler::SetCounts(int32_t slot,
@@ -53,8 +70,7 @@ absl::Status DeviceSampler::SetCounts(int32_t slot,
         "of every token");
   }
   RETURN_IF_ERROR(d_.Told(AllocateCounts()));
-  int32_t* row =
-      counts_.as<int32_t>() + static_cast<int64_t>(slot) * vocab_used_;
+  int32_t* row = rows() + static_cast<int64_t>(slot) * vocab_used_;
   return d_.Told(d_.queue->Upload(counts.data(), counts.size_bytes(), row));
 }
 
@@ -62,19 +78,19 @@ absl::Status DeviceSampler::SetCounts(int32_t slot,
 absl::Status DeviceSampler::Pass(const Sizes& sizes, bool counted) {
   RETURN_IF_ERROR(d_.PassToLogits(sizes));
   const auto* how = how_.as<DeviceSampling>();
-  auto* counts = counted ? counts_.as<int32_t>() : nullptr;
+  int32_t* told = counted ? rows() : nullptr;
   RETURN_IF_ERROR(kernels::DeviceSample(d_.queue.get(),
                                         d_.m.logits(),
                                         sizes.rows,
                                         d_.weights.config.vocab_size,
                                         vocab_used_,
                                         how,
-                                        counts,
+                                        told,
                                         d_.m.sampling_scratch(),
                                         d_.m.next()));
   if (!counted) return absl::OkStatus();
   return kernels::DeviceCount(
-      d_.queue.get(), d_.m.next(), how, sizes.rows, vocab_used_, counts);
+      d_.queue.get(), d_.m.next(), how, sizes.rows, vocab_used_, told);
 }
 
 absl::Status DeviceSampler::Launch(const Sizes& sizes, bool counted) {

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <span>
 #include <utility>
 #include <vector>
@@ -22,6 +23,9 @@ class DeviceSampler final : public StepSampler {
   // The decoder outlives this.
   static absl::StatusOr<std::unique_ptr<DeviceSampler>> Create(
       DeviceDecoder::Impl* decoder, int32_t vocab_used);
+  // With the counts of `first`, whose decoder's states the decoder shares.
+  static absl::StatusOr<std::unique_ptr<DeviceSampler>> CreateLane(
+      DeviceDecoder::Impl* decoder, const DeviceSampler& first);
 
   absl::Status SetCounts(int32_t slot,
                          std::span<const int32_t> counts) override;
@@ -32,8 +36,21 @@ class DeviceSampler final : public StepSampler {
 
  private:
   using Sizes = DeviceStepArrays::Sizes;
-  DeviceSampler(DeviceDecoder::Impl* decoder, int32_t vocab_used)
-      : d_(*decoder), vocab_used_(vocab_used) {}
+  // [state slots + 1, vocab_used], made when the first penalty comes. The last
+  // row is that of sequences without one. Of all lanes.
+  struct Counts {
+    std::mutex mutex;  // of making it
+    kernels::DeviceBuffer buffer;
+  };
+  DeviceSampler(DeviceDecoder::Impl* decoder,
+                int32_t vocab_used,
+                std::shared_ptr<Counts> counts)
+      : d_(*decoder), vocab_used_(vocab_used), counts_(std::move(counts)) {}
+  static absl::StatusOr<std::unique_ptr<DeviceSampler>> Make(
+      DeviceDecoder::Impl* decoder,
+      int32_t vocab_used,
+      std::shared_ptr<Counts> counts);
+  int32_t* rows() const { return counts_->buffer.as<int32_t>(); }
 
   absl::Status RunStep(const kernels::StepBatch& batch,
                        std::span<const int32_t> tokens,
@@ -46,9 +63,7 @@ class DeviceSampler final : public StepSampler {
   DeviceDecoder::Impl& d_;
   const int32_t vocab_used_;
   kernels::DeviceBuffer how_;  // [rows of the largest recorded step]
-  // [state slots + 1, vocab_used], made when the first penalty comes. The last
-  // row is that of sequences without one.
-  kernels::DeviceBuffer counts_;
+  const std::shared_ptr<Counts> counts_;
   std::vector<kernels::DeviceSampling> host_;
   std::map<std::pair<Sizes, bool>, kernels::DeviceGraph> graphs_;
   int64_t recorded_in_ = 0;  // generation of the group

@@ -18,7 +18,10 @@ namespace conclave::model {
 
 // The model on several GPUs of one host (docs/multi-gpu.md): a DeviceDecoder
 // and a thread per rank; the caller's thread is rank 0's, where logits are and
-// tokens are chosen. Bits depend on the number of ranks.
+// tokens are chosen. Bits depend on the number of ranks. Two micro-batches of a
+// step are computed at once, in streams of their own: while one is in its
+// mixers, which are rank 0's alone in the lone form, the other has the experts
+// of all ranks.
 //
 // Errors name the rank. A rank that stalls or fails in a step ends that step,
 // Unavailable: the others leave their waits within the deadline, and the next
@@ -35,7 +38,14 @@ class GroupDecoder final : public Decoder {
     GroupForm form = GroupForm::kSymmetric;
     kernels::GroupExchange exchange = kernels::GroupExchange::kPeer;
     absl::Duration deadline = absl::Seconds(5);  // of a wait for another rank
+    // In flight at a time: 1; 2 where a step has two sequences; 0: whichever
+    // was measured to be faster. With 0 and 2 a second lane has arrays for half
+    // of a step's rows and sequences.
+    int32_t micro_batches = 1;
   };
+  // Of a second lane, where the first one has that room.
+  static DeviceDecoder::Options HalfOf(const DeviceDecoder::Options& each);
+
   // Members in rank order, whose weights were cut for that form.
   static absl::StatusOr<std::unique_ptr<GroupDecoder>> Create(
       std::vector<Member> members, const Options& options);
@@ -49,7 +59,7 @@ class GroupDecoder final : public Decoder {
       int32_t vocab_used) override;
   absl::Status Health() const override;
 
-  // As DeviceDecoder has them; times are rank 0's.
+  // As DeviceDecoder has them; times are rank 0's, of one micro-batch.
   absl::Status RunGreedy(const kernels::StepBatch& batch,
                          std::span<const int32_t> tokens,
                          std::span<int32_t> next);
@@ -66,6 +76,8 @@ class GroupDecoder final : public Decoder {
   std::span<const float> GdnState(int32_t layer, int32_t slot) const override;
   std::span<const float> ConvState(int32_t layer, int32_t slot) const override;
 
+  // Of steps so far, those of two micro-batches.
+  int64_t steps_cut() const;
   int32_t ranks() const;
   const DeviceDecoder& rank(int32_t rank) const;
   kernels::DeviceQueue* queue(int32_t rank);

@@ -23,6 +23,7 @@ struct PeerArgs {
   int32_t rank;
   int32_t only;
   int32_t number;
+  bool alone;    // no other lane needs room on the device
   int64_t slot;  // floats of one
   // This sum's buffer on each rank's device, [ranks, rows_max, cols].
   float* buffer[limits::kRanksMax];
@@ -166,7 +167,9 @@ __device__ bool SumOf(const PeerArgs& a, int64_t row, int64_t v, float4* all) {
 __global__ void __launch_bounds__(kThreadsMax) PeerSum(PeerArgs a) {
   __shared__ float shared[kLanes];
   __shared__ Choices choices;
-  LetNextKernelBegin();
+  // While this waits for another rank, blocks of the next kernel would wait
+  // too, in the room that another lane's kernels need to come to an end.
+  if (a.alone) LetNextKernelBegin();
   const int64_t vectors = a.add.cols / 4;
   float4 w[kVectors];
 #pragma unroll
@@ -239,6 +242,7 @@ absl::Status QueuePeerSum(DeviceGroup::Impl* group,
       .rank = rank,
       .only = sum.only,
       .number = sum.number,
+      .alone = group->options.lanes == 1,
       .slot = static_cast<int64_t>(slot),
       .buffer = {},
       .words = group->words,
@@ -249,7 +253,10 @@ absl::Status QueuePeerSum(DeviceGroup::Impl* group,
         group->ranks[i].slots.as<float>() + buffer * group->ranks.size() * slot;
   }
   DeviceQueue* queue = group->ranks[static_cast<size_t>(rank)].queue;
-  const int32_t blocks = std::min(sum.rows, queue->multiprocessors());
+  // Two lanes leave half of the multiprocessors to kernels that do not wait.
+  const int32_t share = args.alone ? 1 : 2 * group->options.lanes;
+  const int32_t blocks =
+      std::min(sum.rows, std::max(1, queue->multiprocessors() / share));
   return Launch(
       queue,
       "sum over GPUs",

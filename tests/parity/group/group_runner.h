@@ -19,6 +19,7 @@ namespace conclave::testing {
 struct GroupSetting {
   GroupCase where;
   model::GroupForm form = model::GroupForm::kSymmetric;
+  int32_t micro_batches = 1;
 
   std::string Name() const {
     return where.Name() +
@@ -72,7 +73,8 @@ struct GroupRunner {
                   .exact = exact},
          .form = setting.form,
          .exchange = setting.where.exchange,
-         .deadline = deadline});
+         .deadline = deadline,
+         .micro_batches = setting.micro_batches});
     EXPECT_TRUE(made.ok()) << made.status();
     if (!made.ok()) return;
     decoder = made->get();

@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: Apache-2.0
+// Steps of a group of devices: whole in one lane, or cut over two.
+#include <algorithm>
+#include <optional>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/clock.h"
+#include "common/status_macros.h"
+#include "coordinator/model/group_decoder_impl.h"
+
+namespace conclave::model {
+
+using kernels::StepBatch;
+
+namespace {
+
+absl::Status Together(const GroupPart& part,
+                      const GroupLead& lead,
+                      const Probe* probe) {
+  const bool recorded =
+      DeviceDecoder::IsRecorded(part.own->batch(), part.wanted, probe);
+  return part.lane->Together([&] { return lead(part); },
+                             [own = part.own, recorded](DeviceDecoder& rank) {
+                               return rank.Follow(
+                                   own->batch(), own->tokens(), recorded);
+                             });
+}
+
+}  // namespace
+
+std::vector<GroupPart> GroupDecoder::Impl::Cut(const StepBatch& batch,
+                                               std::span<const int32_t> tokens,
+                                               std::span<const int32_t> wanted,
+                                               bool whole) {
+  int32_t count = 1;
+  if (!whole && lanes.size() > 1 && batch.sequences.size() > 1 &&
+      std::is_sorted(wanted.begin(), wanted.end())) {
+    count = choice.For(batch.rows);
+  }
+  const auto parts_of = [&](int32_t number) {
+    const MicroBatches cut(batch, tokens, wanted, number);
+    std::vector<GroupPart> out;
+    for (const MicroBatch& micro : cut.all()) {
+      out.push_back(
+          {.lane = lanes[out.size()].get(),
+           .own = std::make_shared<OwnedBatch>(micro.batch, micro.tokens),
+           .row_begin = micro.row_begin,
+           .wanted = {micro.logits.begin(), micro.logits.end()}});
+    }
+    return out;
+  };
+  std::vector<GroupPart> out = parts_of(count);
+  const StepBatch later = out.back().own->batch();
+  const bool fits = count == 1 || (later.rows <= half.rows_max &&
+                                   std::ssize(later.sequences) <=
+                                       std::ptrdiff_t{half.sequences_max});
+  return fits ? out : parts_of(1);
+}
+
+absl::Status GroupDecoder::Impl::RunTwo(const std::vector<GroupPart>& parts,
+                                        const GroupLead& lead,
+                                        const Probe* probe) {
+  GroupLane& here = *parts[0].lane;
+  RETURN_IF_ERROR(
+      second->Begin([&here, part = parts[1], lead, probe]() -> absl::Status {
+        const absl::Status status = Together(part, lead, probe);
+        if (!status.ok()) here.Abort();
+        return status;
+      }));
+  absl::Status ends[] = {Together(parts[0], lead, probe), absl::OkStatus()};
+  if (!ends[0].ok()) parts[1].lane->Abort();
+  // Longer than either lane waits for its ranks.
+  const absl::Duration within = 4 * deadline;
+  const std::optional<absl::Status> end = second->End(within);
+  if (end.has_value()) {
+    ends[1] = *end;
+    return Ended(ends);
+  }
+  lost = absl::UnavailableError(
+      absl::StrCat("the second micro-batch did not end within ",
+                   absl::FormatDuration(within),
+                   "; restart, and look at GPU 0 if it happens again"));
+  return lost;
+}
+
+absl::Status GroupDecoder::Impl::Run(const std::vector<GroupPart>& parts,
+                                     const GroupLead& lead,
+                                     const Probe* probe) {
+  RETURN_IF_ERROR(lost);
+  const absl::Time begin = RealClock()->Now();
+  if (parts.size() > 1) {
+    RETURN_IF_ERROR(RunTwo(parts, lead, probe));
+  } else {
+    const absl::Status end[] = {Together(parts[0], lead, probe)};
+    RETURN_IF_ERROR(Ended(end));
+  }
+  const auto count = static_cast<int32_t>(parts.size());
+  steps_cut += count - 1;
+  int32_t rows = 0;
+  size_t sequences = 0;
+  for (const GroupPart& part : parts) {
+    rows += part.own->batch().rows;
+    sequences += part.own->batch().sequences.size();
+  }
+  if (lanes.size() > 1 && sequences > 1) {
+    choice.Took(rows, count, RealClock()->Now() - begin);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status GroupDecoder::Impl::Ended(std::span<const absl::Status> ends) {
+  const absl::Status* cause = CauseOf(ends);
+  if (cause == nullptr) return absl::OkStatus();
+  for (const auto& lane : lanes) {
+    if (!lane->lost().ok()) {
+      lost = lane->lost();
+      return lost;
+    }
+  }
+  for (const auto& lane : lanes) {
+    const absl::Status reset = lane->Reset();
+    if (reset.ok()) continue;
+    lost = absl::UnavailableError(
+        absl::StrCat("the group of GPUs cannot go on: ", reset.message()));
+  }
+  const bool waited =
+      absl::IsAborted(*cause) || absl::IsDeadlineExceeded(*cause);
+  return waited ? absl::UnavailableError(cause->message()) : *cause;
+}
+
+}  // namespace conclave::model
