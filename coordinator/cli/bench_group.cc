@@ -27,7 +27,7 @@ using kernels::GroupExchange;
 constexpr int32_t kCols = 4096;  // of the 397B
 constexpr int32_t kRows[] = {1, 2, 4, 8, 16, 32, 64, 128, 256};
 constexpr int32_t kRowsMax = 256;
-constexpr int32_t kSums = 120;     // of a step: those of the 397B
+constexpr int32_t kSums = 120;    // of a step: those of the 397B
 constexpr int32_t kReplays = 20;  // of one measurement
 constexpr int32_t kRepeats = 9;
 constexpr int32_t kRounds = 2'000;
