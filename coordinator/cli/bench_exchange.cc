@@ -212,7 +212,7 @@ Command BenchExchangeCommand() {
               "  conclave bench exchange\n"
               "  conclave bench exchange --exchange-rounds 10000\n"
               "  conclave bench exchange --gpus 2   # NVLink against NCCL\n",
-          .flags = {"exchange_rounds", "gpus"},
+          .flags = {"exchange_rounds", "gpus", "rows"},
           .run = Run};
 }
 

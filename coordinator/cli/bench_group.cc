@@ -7,14 +7,21 @@
 #include <string>
 #include <utility>
 
+#include "absl/flags/flag.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "common/parallel_tasks.h"
 #include "common/status_macros.h"
 #include "common/version.h"
+#include "coordinator/cli/flags.h"
 #include "coordinator/cli/table.h"
 #include "kernels/device.h"
 #include "kernels/device_group.h"
+
+ABSL_FLAG(std::string,
+          rows,
+          "",
+          "rows of an exchange between GPUs, comma list; empty: 1 to 256");
 
 namespace conclave::cli {
 namespace {
@@ -25,8 +32,8 @@ using kernels::DeviceQueue;
 using kernels::GroupExchange;
 
 constexpr int32_t kCols = 4096;  // of the 397B
-constexpr int32_t kRows[] = {1, 2, 4, 8, 16, 32, 64, 128, 256};
-constexpr int32_t kRowsMax = 256;
+constexpr char kRows[] = "1,2,4,8,16,32,64,128,256";
+constexpr int32_t kRowsMax = 4096;
 constexpr int32_t kSums = 120;    // of a step: those of the 397B
 constexpr int32_t kReplays = 20;  // of one measurement
 constexpr int32_t kRepeats = 9;
@@ -40,7 +47,9 @@ struct Member {
 class Bench {
  public:
   static absl::StatusOr<std::unique_ptr<Bench>> Create(
-      const std::vector<int32_t>& gpus, GroupExchange exchange) {
+      const std::vector<int32_t>& gpus,
+      GroupExchange exchange,
+      int32_t rows_max) {
     auto out = std::make_unique<Bench>();
     std::vector<DeviceQueue*> queues;
     for (const int32_t gpu : gpus) {
@@ -50,7 +59,7 @@ class Bench {
       for (DeviceBuffer* to : {&member.x, &member.u, &member.part, &member.w}) {
         ASSIGN_OR_RETURN(
             *to,
-            member.queue->Allocate(sizeof(float) * kRowsMax * kCols, "rows"));
+            member.queue->Allocate(sizeof(float) * rows_max * kCols, "rows"));
         RETURN_IF_ERROR(member.queue->Fill(*to, 0));
       }
     }
@@ -58,7 +67,7 @@ class Bench {
         out->group_,
         DeviceGroup::Create(
             queues,
-            {.rows_max = kRowsMax, .cols = kCols, .exchange = exchange}));
+            {.rows_max = rows_max, .cols = kCols, .exchange = exchange}));
     return out;
   }
 
@@ -145,11 +154,14 @@ absl::Status BenchGroupExchange(const std::vector<int32_t>& gpus) {
                                                   "peer, lone",
                                                   "nccl",
                                                   "nccl, lone"}};
+  ASSIGN_OR_RETURN(const auto all_rows,
+                   Counts(absl::GetFlag(FLAGS_rows), kRows, kRowsMax));
+  const int32_t most = *std::max_element(all_rows.begin(), all_rows.end());
   std::unique_ptr<Bench> benches[2];
-  ASSIGN_OR_RETURN(benches[0], Bench::Create(gpus, GroupExchange::kPeer));
-  auto nccl = Bench::Create(gpus, GroupExchange::kNccl);
+  ASSIGN_OR_RETURN(benches[0], Bench::Create(gpus, GroupExchange::kPeer, most));
+  auto nccl = Bench::Create(gpus, GroupExchange::kNccl, most);
   if (nccl.ok()) benches[1] = *std::move(nccl);
-  for (const int32_t rows : kRows) {
+  for (const int32_t rows : all_rows) {
     const uint64_t bytes = sizeof(float) * kCols * static_cast<uint64_t>(rows);
     ASSIGN_OR_RETURN(
         const double floor,

@@ -52,6 +52,7 @@ absl::Status Empty(DeviceGroup::Impl* group) {
   constexpr uint8_t kEmptyByte = cuda::kEmpty & 0xff;
   for (DeviceGroup::Impl::Rank& rank : group->ranks) {
     RETURN_IF_ERROR(rank.queue->Fill(rank.slots, kEmptyByte));
+    if (!group->nccl()) RETURN_IF_ERROR(rank.queue->Fill(rank.ended, 0));
     RETURN_IF_ERROR(rank.queue->Wait());
   }
   *group->words = {};
@@ -88,6 +89,8 @@ absl::StatusOr<std::unique_ptr<DeviceGroup>> DeviceGroup::Create(
                        rank.queue->Allocate(slot, "rows for other GPUs"));
       continue;
     }
+    ASSIGN_OR_RETURN(rank.ended,
+                     rank.queue->Allocate(sizeof(int32_t), "a group's word"));
     for (DeviceQueue* const other : queues) {
       RETURN_IF_ERROR(EnablePeer(rank.queue->device(), other->device()));
     }

@@ -28,6 +28,7 @@ struct PeerArgs {
   // This sum's buffer on each rank's device, [ranks, rows_max, cols].
   float* buffer[limits::kRanksMax];
   GroupWords* words;
+  int32_t* ended;  // on this device: not 0: this step's waits have ended
   int64_t deadline_ns;
 };
 
@@ -77,29 +78,44 @@ __device__ __forceinline__ bool HasPart(const PeerArgs& a, int rank) {
   return a.only < 0 || a.only == rank;
 }
 
+// The first to tell is heard; a moment's race of two devices names one of two.
+__device__ void EndStep(const PeerArgs& a, int missed) {
+  if (atomicExch(a.ended, 1) != 0) return;
+  GroupWords::Rank& own = a.words->ranks[a.rank];
+  if (ReadWord(&a.words->abort) != 0) return;
+  WriteWord(&own.number, a.number);
+  WriteWord(&own.missed, 1 + missed);
+  __threadfence_system();
+  WriteWord(&a.words->abort, 1);
+}
+
+// Whether a wait since `begin` must end. Host memory is far away: many threads
+// that read it hold up the device, the other ranks wait longer for it, read
+// too, and so on for ever. One of a warp reads it, seldom.
+__device__ bool MustEnd(const PeerArgs& a, int from, int64_t begin, int look) {
+  constexpr int kSeldom = 256;  // looks between two at host memory
+  if (ReadWord(a.ended) != 0) return true;
+  const int64_t now = NowNs();
+  if (now - begin > a.deadline_ns) {
+    EndStep(a, from);
+    return true;
+  }
+  const int first = __ffs(static_cast<int>(__activemask())) - 1;
+  if (look % kSeldom != 0 || threadIdx.x % kLanes != first) return false;
+  if (ReadWord(&a.words->abort) == 0) return false;
+  WriteWord(a.ended, 1);
+  return true;
+}
+
 // Waits for a vector of rank `from`; false: the step has ended.
 __device__ bool Receive(const PeerArgs& a, int from, float* at, uint4* v) {
-  constexpr int kLooks = 64;  // between two looks at the clock
-  constexpr int kWords = 16;  // looks at the clock between two at the words
+  constexpr int kPolls = 64;  // between two looks at the clock
   *v = LoadFar(at);
   if (HasEmpty(*v)) {
     const int64_t begin = NowNs();
-    for (int turn = 1; HasEmpty(*v); ++turn) {
-      if (turn % kLooks == 0) {
-        if (turn % (kLooks * kWords) == 0 && ReadWord(&a.words->abort) != 0) {
-          return false;
-        }
-        if (NowNs() - begin > a.deadline_ns) {
-          // The first to tell is heard; a moment's race names one of two.
-          GroupWords::Rank& own = a.words->ranks[a.rank];
-          if (ReadWord(&a.words->abort) == 0) {
-            WriteWord(&own.number, a.number);
-            WriteWord(&own.missed, 1 + from);
-            __threadfence_system();
-            WriteWord(&a.words->abort, 1);
-          }
-          return false;
-        }
+    for (int poll = 1; HasEmpty(*v); ++poll) {
+      if (poll % kPolls == 0 && MustEnd(a, from, begin, poll / kPolls)) {
+        return false;
       }
       *v = LoadFar(at);
     }
@@ -246,6 +262,7 @@ absl::Status QueuePeerSum(DeviceGroup::Impl* group,
       .slot = static_cast<int64_t>(slot),
       .buffer = {},
       .words = group->words,
+      .ended = group->ranks[static_cast<size_t>(rank)].ended.as<int32_t>(),
       .deadline_ns = absl::ToInt64Nanoseconds(group->options.deadline)};
   const size_t buffer = static_cast<size_t>(sum.number) % kGroupBuffers;
   for (size_t i = 0; i < group->ranks.size(); ++i) {

@@ -63,6 +63,7 @@ struct DeviceGroup::Impl {
     // Peer: [buffers, ranks, rows_max, cols], what each rank sent. NCCL:
     // [ranks, rows_max, cols].
     DeviceBuffer slots;
+    DeviceBuffer ended;    // peer: one word, not 0: waits have ended
     DeviceBuffer part;     // NCCL: [rows_max, cols]
     std::mutex mutex;      // of comm, which another thread may abort
     void* comm = nullptr;  // ncclComm_t

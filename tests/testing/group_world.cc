@@ -100,9 +100,9 @@ GroupWorld::Rows GroupWorld::Expected(int32_t only) const {
   return out;
 }
 
-absl::Status GroupWorld::Queue(int32_t rank, int32_t only) {
+absl::Status GroupWorld::Queue(int32_t rank, int32_t only, int32_t sums) {
   Member& m = members_[rank];
-  for (int32_t number = 0; number < 2; ++number) {
+  for (int32_t number = 0; number < sums; ++number) {
     const int32_t from = number == 0 ? only : -1;
     kernels::GroupSum sum{.number = number,
                           .only = from,

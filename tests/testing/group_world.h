@@ -69,8 +69,8 @@ class GroupWorld {
   // What two sums give, in the first of which `only` has a part (-1: all).
   Rows Expected(int32_t only) const;
 
-  // Queues those two sums.
-  absl::Status Queue(int32_t rank, int32_t only);
+  // Queues those two sums, or the first.
+  absl::Status Queue(int32_t rank, int32_t only, int32_t sums = 2);
   void Finish(int32_t rank);
   void Step(int32_t rank, int32_t only);
 

@@ -99,6 +99,43 @@ TEST_P(GroupOfRanks, ARankThatDoesNotComeIsNamed) {
   }
 }
 
+// In the midst of a recorded step: after a sum to which all came.
+TEST_P(GroupOfRanks, ARankThatStopsInARecordedStepIsNamed) {
+  CONCLAVE_REQUIRE_GROUP(GetParam());
+  if (GetParam().ranks < 2) GTEST_SKIP() << "one rank waits for nobody";
+  GroupWorld world(
+      GetParam(),
+      {.rows_max = 8, .cols = 64, .deadline = absl::Milliseconds(300)});
+  ASSERT_TRUE(world.ok());
+  const int32_t gone = world.ranks() - 1;
+  const auto step = [&](int32_t rank, int32_t sums) {
+    DeviceQueue& queue = world.queue(rank);
+    ASSERT_TRUE(queue.BeginRecording().ok());
+    ASSERT_TRUE(world.Queue(rank, 0, sums).ok());
+    const auto graph = queue.EndRecording();
+    ASSERT_TRUE(graph.ok()) << graph.status();
+    ASSERT_TRUE(queue.Launch(*graph).ok());
+    world.Finish(rank);
+  };
+  world.Fill(4, 8);
+  world.EachRank([&](int32_t rank) { step(rank, rank == gone ? 1 : 2); });
+  bool named = false;
+  for (int32_t rank = 0; rank < gone; ++rank) {
+    EXPECT_FALSE(world.end(rank).whole);
+    named = named || world.end(rank).missed == gone;
+    EXPECT_EQ(world.end(rank).number, 1);
+  }
+  EXPECT_TRUE(named);
+  ASSERT_TRUE(world.group().Reset().ok());
+  world.Fill(5, 3);
+  const testing::GroupWorld::Rows want = world.Expected(0);
+  world.EachRank([&](int32_t rank) { step(rank, 2); });
+  for (int32_t rank = 0; rank < world.ranks(); ++rank) {
+    ASSERT_TRUE(world.end(rank).whole);
+    EXPECT_EQ(world.X(rank), want.x);
+  }
+}
+
 TEST_P(GroupOfRanks, AbortEndsAWait) {
   CONCLAVE_REQUIRE_GROUP(GetParam());
   if (GetParam().ranks < 2) GTEST_SKIP() << "one rank waits for nobody";

@@ -20,10 +20,11 @@ constexpr absl::Duration kDeadline = absl::Seconds(3);
 
 class GroupFaults : public ::testing::TestWithParam<GroupSetting> {
  protected:
-  void SetUp() override {
+  void SetUp() override { Make(kDeadline); }
+  void Make(absl::Duration deadline) {
     CONCLAVE_REQUIRE_GROUP(GetParam().where);
     group_ = std::make_unique<GroupRunner>(
-        TinyModel(), GetParam(), /*exact=*/true, kDeadline);
+        TinyModel(), GetParam(), /*exact=*/true, deadline);
     ASSERT_NE(group_->decoder, nullptr);
   }
 
@@ -50,18 +51,67 @@ class GroupFaults : public ::testing::TestWithParam<GroupSetting> {
   std::unique_ptr<GroupRunner> group_;
 };
 
-std::vector<GroupSetting> OnTwins() {
+std::vector<GroupSetting> On(bool gpus) {
   std::vector<GroupSetting> out;
   for (const GroupSetting& setting : GroupSettings()) {
-    if (!setting.where.gpus) out.push_back(setting);
+    if (setting.where.gpus == gpus) out.push_back(setting);
   }
   return out;
 }
 
 INSTANTIATE_TEST_SUITE_P(Forms,
                          GroupFaults,
-                         ::testing::ValuesIn(OnTwins()),
+                         ::testing::ValuesIn(On(/*gpus=*/false)),
                          [](const auto& info) { return info.param.Name(); });
+
+// Work of something else that holds a GPU up.
+class GroupStalls : public GroupFaults {
+ protected:
+  static constexpr absl::Duration kOfGpus = absl::Milliseconds(1500);
+  void SetUp() override { Make(kOfGpus); }
+
+  // For longer than the deadline, but less than twice.
+  void Stall(int32_t rank) {
+    constexpr size_t kBytes = size_t{8} << 30;
+    kernels::DeviceQueue& queue = *group_->decoder->queue(rank);
+    auto memory = queue.Allocate(kBytes, "a test's stall");
+    ASSERT_TRUE(memory.ok()) << memory.status();
+    const auto fills = [&](int32_t count) {
+      for (int32_t i = 0; i < count; ++i) {
+        ASSERT_TRUE(queue.Fill(*memory, 1).ok());
+      }
+    };
+    fills(1);
+    ASSERT_TRUE(queue.Wait().ok());
+    const absl::Time begin = RealClock()->Now();
+    fills(10);
+    ASSERT_TRUE(queue.Wait().ok());
+    const absl::Duration each = (RealClock()->Now() - begin) / 10;
+    fills(static_cast<int32_t>(1.4 * kOfGpus / each));
+    stalls_.push_back(*std::move(memory));
+  }
+
+  std::vector<kernels::DeviceBuffer> stalls_;  // until the stall is over
+};
+
+INSTANTIATE_TEST_SUITE_P(Forms,
+                         GroupStalls,
+                         ::testing::ValuesIn(On(/*gpus=*/true)),
+                         [](const auto& info) { return info.param.Name(); });
+GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(GroupStalls);
+
+TEST_P(GroupStalls, AGpuThatIsHeldUpIsNamed) {
+  ExpectGreedy();
+  const int32_t last = GetParam().where.ranks - 1;
+  Stall(last);
+  const auto got = Greedy();
+  EXPECT_EQ(got.status().code(), absl::StatusCode::kUnavailable);
+  ExpectSays(got.status(),
+             "rank " + std::to_string(last) + " (device " +
+                 std::to_string(last) + ") did not come to the sum after the ");
+  EXPECT_TRUE(group_->decoder->Health().ok());
+  ExpectGreedy();
+}
 
 TEST_P(GroupFaults, ARankThatStallsIsNamed) {
   ExpectGreedy();
