@@ -33,6 +33,8 @@ inline constexpr int32_t kReaders = 8;
 inline constexpr int32_t kWorkersMax = 256;
 // GPUs of one host that compute a model together: an NVLink host has eight.
 inline constexpr int32_t kRanksMax = 8;
+// A rank's share of the columns of experts, relative to the others'.
+inline constexpr int32_t kRankShareMax = 1000;
 inline constexpr int32_t kExpertsMax = 4096;
 inline constexpr int32_t kLayersMax = 1024;
 inline constexpr int32_t kTopKMax = 64;

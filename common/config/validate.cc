@@ -69,22 +69,7 @@ absl::Status CheckAddress(const std::string& field,
   return absl::OkStatus();
 }
 
-absl::Status CheckCoordinator(const v1::Coordinator& coordinator) {
-  RETURN_IF_ERROR(CheckAddress("coordinator.listen", coordinator.listen(), 0));
-  RETURN_IF_ERROR(
-      CheckRange("coordinator.threads", coordinator.threads(), 0, kThreadsMax));
-  RETURN_IF_ERROR(
-      CheckRange("coordinator.spin_us", coordinator.spin_us(), -1, kSpinUsMax));
-  RETURN_IF_ERROR(CheckWord(
-      "coordinator.activations", coordinator.activations(), {"int8", "f32"}));
-  RETURN_IF_ERROR(CheckWord("coordinator.backend",
-                            coordinator.backend(),
-                            {"auto", "cuda", "cpu", "cpu-plain"}));
-  RETURN_IF_ERROR(CheckRange("coordinator.gpu", coordinator.gpu(), 0, kGpuMax));
-  RETURN_IF_ERROR(CheckWord(
-      "coordinator.kv_dtype", coordinator.kv_dtype(), {"bf16", "fp8"}));
-  RETURN_IF_ERROR(CheckWord(
-      "coordinator.gdn_state", coordinator.gdn_state(), {"f32", "bf16"}));
+absl::Status CheckGroup(const v1::Coordinator& coordinator) {
   RETURN_IF_ERROR(CheckRange("number of coordinator.gpus",
                              coordinator.gpus_size(),
                              0,
@@ -102,6 +87,38 @@ absl::Status CheckCoordinator(const v1::Coordinator& coordinator) {
   RETURN_IF_ERROR(CheckWord("coordinator.group_exchange",
                             coordinator.group_exchange(),
                             {"peer", "nccl"}));
+  const int32_t shares = coordinator.group_shares_size();
+  if (shares > 0 && shares != coordinator.gpus_size()) {
+    return Bad("coordinator.group_shares",
+               absl::StrCat("must have one for each of coordinator.gpus, ",
+                            coordinator.gpus_size(),
+                            ", has ",
+                            shares));
+  }
+  for (const int32_t share : coordinator.group_shares()) {
+    RETURN_IF_ERROR(CheckRange(
+        "coordinator.group_shares", share, 1, limits::kRankShareMax));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckCoordinator(const v1::Coordinator& coordinator) {
+  RETURN_IF_ERROR(CheckAddress("coordinator.listen", coordinator.listen(), 0));
+  RETURN_IF_ERROR(
+      CheckRange("coordinator.threads", coordinator.threads(), 0, kThreadsMax));
+  RETURN_IF_ERROR(
+      CheckRange("coordinator.spin_us", coordinator.spin_us(), -1, kSpinUsMax));
+  RETURN_IF_ERROR(CheckWord(
+      "coordinator.activations", coordinator.activations(), {"int8", "f32"}));
+  RETURN_IF_ERROR(CheckWord("coordinator.backend",
+                            coordinator.backend(),
+                            {"auto", "cuda", "cpu", "cpu-plain"}));
+  RETURN_IF_ERROR(CheckRange("coordinator.gpu", coordinator.gpu(), 0, kGpuMax));
+  RETURN_IF_ERROR(CheckWord(
+      "coordinator.kv_dtype", coordinator.kv_dtype(), {"bf16", "fp8"}));
+  RETURN_IF_ERROR(CheckWord(
+      "coordinator.gdn_state", coordinator.gdn_state(), {"f32", "bf16"}));
+  RETURN_IF_ERROR(CheckGroup(coordinator));
   const std::string& key = coordinator.api_key();
   if (!key.empty() && !coordinator.api_key_file().empty()) {
     return Bad("coordinator.api_key_file",

@@ -200,27 +200,28 @@ int Run(const std::vector<std::string>&) {
 }  // namespace
 
 Command BenchDecodeCommand() {
-  return {
-      .name = "bench decode",
-      .summary = "Decode and prefill speed on this machine.",
-      .usage = "bench decode (--model DIR | --config FILE | --shape SHAPE)",
-      .examples =
-          "  conclave bench decode --model DIR\n"
-          "  conclave bench decode --model DIR --sequences 1,8,16 "
-          "--bench-threads 2 --backends cpu\n"
-          "  conclave bench decode --config cluster.yaml --backends cpu   "
-          "# its workers must run\n"
-          "  conclave bench decode --shape 122b-a10b --weights synthetic "
-          "--format mlx4 --batch 1,8,32 --context 16384   # on a GPU\n"
-          "  conclave bench decode --shape 397b-a17b --format mlx4 "
-          "--gpus 2 --form symmetric --batch 1,8,32 --context 16384\n",
-      .flags = {"model",          "config",      "sequences", "bench_threads",
-                "backends",       "steps",       "context",   "prefill",
-                "repeats",        "shape",       "format",    "weights",
-                "batch",          "layers",      "gpus",      "form",
-                "group_exchange", "kv_dtype",    "gdn_state", "micro_batches",
-                "simd",           "activations", "log_level"},
-      .run = Run};
+  return {.name = "bench decode",
+          .summary = "Decode and prefill speed on this machine.",
+          .usage = "bench decode (--model DIR | --config FILE | --shape SHAPE)",
+          .examples =
+              "  conclave bench decode --model DIR\n"
+              "  conclave bench decode --model DIR --sequences 1,8,16 "
+              "--bench-threads 2 --backends cpu\n"
+              "  conclave bench decode --config cluster.yaml --backends cpu   "
+              "# its workers must run\n"
+              "  conclave bench decode --shape 122b-a10b --weights synthetic "
+              "--format mlx4 --batch 1,8,32 --context 16384   # on a GPU\n"
+              "  conclave bench decode --shape 397b-a17b --format mlx4 "
+              "--gpus 2 --form symmetric --batch 1,8,32 --context 16384\n",
+          .flags = {"model",         "config",         "sequences",
+                    "bench_threads", "backends",       "steps",
+                    "context",       "prefill",        "repeats",
+                    "shape",         "format",         "weights",
+                    "batch",         "layers",         "gpus",
+                    "form",          "group_exchange", "group_shares",
+                    "kv_dtype",      "gdn_state",      "micro_batches",
+                    "simd",          "activations",    "log_level"},
+          .run = Run};
 }
 
 }  // namespace conclave::cli

@@ -280,6 +280,7 @@ Command BenchPrefillCommand() {
                     "gpus",
                     "form",
                     "group_exchange",
+                    "group_shares",
                     "prompt",
                     "repeats",
                     "kv_dtype",

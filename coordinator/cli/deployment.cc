@@ -12,7 +12,7 @@
 #include "common/limits.h"
 #include "common/status_macros.h"
 #include "common/thread_pool.h"
-#include "coordinator/cli/gpu_fit.h"
+#include "coordinator/cli/gpu_plan.h"
 #include "coordinator/cli/group_flags.h"
 #include "coordinator/cli/progress.h"
 #include "coordinator/cluster/placement.h"
@@ -22,17 +22,13 @@
 #include "coordinator/experts/local_experts.h"
 #include "coordinator/experts/local_shards.h"
 #include "coordinator/experts/remote_experts.h"
-#include "coordinator/model/device_memory.h"
-#include "coordinator/model/device_needs.h"
-#include "kernels/device_group.h"
-#include "kernels/device_queue.h"
 
 namespace conclave::cli {
 
 struct Deployment::Impl {
   v1::ClusterConfig config;
   kernels::Backend backend = kernels::Backend::kCpu;
-  std::string gpu;  // its name; empty: none
+  GpuPlan gpus;  // without names: none
   kernels::Activations activations = kernels::Activations::kF32;
   std::unique_ptr<checkpoint::Checkpoint> checkpoint;
   Placement placement;
@@ -49,18 +45,13 @@ struct Deployment::Impl {
 
   absl::Status LoadOwn(std::optional<WorkerId> holder);
   absl::Status PlanGpu(const Options& options);
-  absl::Status PlanGroup(const Options& options);
-  // Caches that fit on GPU `number` as that rank; names it in `gpu`.
-  absl::StatusOr<model::StateSizes> FitRank(const Options& options,
-                                            int32_t number,
-                                            const model::RankConfig& rank);
   absl::Status PlanHost(const Options& options);
   // Decides which experts the GPU holds, and which this machine's processor.
   absl::Status PlaceBesideGpu(const Options& options, const CacheBytes& least);
   void MakePool(const Options& options);
   // Of its own shards: beside a GPU the processor computes them.
   kernels::Backend ExpertBackend() const {
-    return gpu.empty() ? backend : kernels::Backend::kCpu;
+    return gpus.gpus.empty() ? backend : kernels::Backend::kCpu;
   }
   // Rows that a GPU rounded to bf16 travel so: nothing is lost.
   DType RowsSent() const;
@@ -75,16 +66,6 @@ int32_t SpinOf(const v1::ClusterConfig& config, int32_t threads) {
   const int32_t cores = AvailableCores();
   if (threads > cores) return 0;
   return config::SpinUs(config, config.coordinator().spin_us(), cores);
-}
-
-kernels::KvDType KvDTypeOf(const v1::ClusterConfig& config) {
-  return config.coordinator().kv_dtype() == "fp8" ? kernels::KvDType::kFp8
-                                                  : kernels::KvDType::kBF16;
-}
-
-kernels::GdnDType GdnDTypeOf(const v1::ClusterConfig& config) {
-  return config.coordinator().gdn_state() == "bf16" ? kernels::GdnDType::kBF16
-                                                    : kernels::GdnDType::kF32;
 }
 
 DType RowDtype(const std::string& word) {
@@ -153,7 +134,7 @@ absl::Status Deployment::Impl::MakeRemote(const Options& options) {
 
 DType Deployment::Impl::RowsSent() const {
   const bool rounded =
-      !gpu.empty() && activations != kernels::Activations::kF32;
+      !gpus.gpus.empty() && activations != kernels::Activations::kF32;
   return rounded ? DType::kBF16 : RowDtype(config.exchange().rows());
 }
 
@@ -189,69 +170,13 @@ absl::Status Deployment::Impl::PlanHost(const Options& options) {
   return CheckFits(*checkpoint, placement, bytes, options.memory());
 }
 
-absl::StatusOr<model::StateSizes> Deployment::Impl::FitRank(
-    const Options& options, int32_t number, const model::RankConfig& rank) {
-  ASSIGN_OR_RETURN(const std::vector<kernels::CudaDevice> gpus,
-                   options.gpus(number));
-  ASSIGN_OR_RETURN(const std::string name, GpuName(gpus, number));
-  gpu = gpu.empty() ? name : absl::StrCat(gpu, " and ", name);
-  const checkpoint::ModelConfig& model = checkpoint->config();
-  const model::StateSizes least = CachesFor(config.limits(), model, {});
-  ASSIGN_OR_RETURN(const std::unique_ptr<kernels::DeviceQueue> queue,
-                   kernels::DeviceQueue::Create(number));
-  ASSIGN_OR_RETURN(
-      model::DeviceNeeds needs,
-      model::DeviceNeedsOf(*checkpoint,
-                           queue.get(),
-                           {.rows_max = least.step_rows,
-                            .sequences_max = least.state_slots,
-                            .exact = activations == kernels::Activations::kF32,
-                            .kv = KvDTypeOf(config),
-                            .gdn = GdnDTypeOf(config),
-                            .here = routed_here,
-                            .rank = rank}));
-  if (rank.ranks > 1) {
-    ASSIGN_OR_RETURN(const kernels::GroupExchange exchange,
-                     ParseExchange(config.coordinator().group_exchange()));
-    needs.arrays += kernels::DeviceGroup::BytesOf(
-        rank.ranks,
-        {.rows_max = model::FilledRowsMax(least.step_rows, least.state_slots),
-         .cols = model.hidden_size,
-         .exchange = exchange});
-  }
-  const kernels::CudaDevice& device = gpus[static_cast<size_t>(number)];
-  return FitOnGpu(needs,
-                  config.limits(),
-                  model,
-                  name,
-                  {.total_bytes = device.memory_total_bytes,
-                   .free_bytes = device.memory_free_bytes});
-}
-
-absl::Status Deployment::Impl::PlanGroup(const Options& options) {
-  if (config.workers_size() > 0) {
+absl::Status Deployment::Impl::PlanGpu(const Options& options) {
+  const bool group = config.coordinator().gpus_size() > 1;
+  if (group && config.workers_size() > 0) {
     return absl::InvalidArgumentError(
         "coordinator.gpus names several GPUs beside workers: not together "
         "yet; take the workers out of the file or name one GPU");
   }
-  v1::Limits& bounds = *config.mutable_limits();
-  if (bounds.step_tokens() == 0)
-    bounds.set_step_tokens(limits::kStepTokensOnGpu);
-  const v1::Coordinator& c = config.coordinator();
-  ASSIGN_OR_RETURN(const model::GroupForm form, ParseForm(c.group_form()));
-  for (int32_t rank = 0; rank < c.gpus_size(); ++rank) {
-    ASSIGN_OR_RETURN(
-        const model::StateSizes fits,
-        FitRank(options, c.gpus(rank), {rank, c.gpus_size(), form}));
-    // A rank without heads has no caches to make room for.
-    if (rank > 0 && form == model::GroupForm::kLone) continue;
-    if (rank == 0 || fits.kv_blocks < caches.kv_blocks) caches = fits;
-  }
-  return absl::OkStatus();
-}
-
-absl::Status Deployment::Impl::PlanGpu(const Options& options) {
-  if (config.coordinator().gpus_size() > 1) return PlanGroup(options);
   v1::Limits& bounds = *config.mutable_limits();
   if (bounds.step_tokens() == 0)
     bounds.set_step_tokens(limits::kStepTokensOnGpu);
@@ -260,7 +185,13 @@ absl::Status Deployment::Impl::PlanGpu(const Options& options) {
     RETURN_IF_ERROR(
         PlaceBesideGpu(options, CachesOf(CachesFor(bounds, model, {}), model)));
   }
-  ASSIGN_OR_RETURN(caches, FitRank(options, config.coordinator().gpu(), {}));
+  ASSIGN_OR_RETURN(gpus,
+                   PlanGpus(options.gpus,
+                            {.config = &config,
+                             .checkpoint = checkpoint.get(),
+                             .activations = activations,
+                             .here = routed_here}));
+  caches = gpus.caches;
   return absl::OkStatus();
 }
 
@@ -330,18 +261,19 @@ absl::StatusOr<std::unique_ptr<model::Decoder>> Deployment::MakeDecoder() {
       impl_->caches,
       impl_->activations,
       {.gpu = gpu,
-       .kv = KvDTypeOf(impl_->config),
-       .gdn = GdnDTypeOf(impl_->config),
+       .kv = KvDTypeOf(c),
+       .gdn = GdnDTypeOf(c),
        .progress = progress,
        .gpus = gpus,
        .form = form,
+       .shares = impl_->gpus.shares,
        .exchange = exchange,
        .group_deadline = absl::Seconds(impl_->config.deadlines().exchange_s()),
        .routed_here = impl_->routed_here});
 }
 
 std::string Deployment::ComputesOn() const {
-  if (!impl_->gpu.empty()) return impl_->gpu;
+  if (!impl_->gpus.gpus.empty()) return impl_->gpus.gpus;
   return absl::StrCat("SIMD ",
                       kernels::ActiveSimdTarget(),
                       ", ",
@@ -366,8 +298,9 @@ absl::Status Deployment::WaitReady(absl::Time deadline) {
 }
 
 std::string Deployment::Describe() const {
-  if (impl_->config.workers_size() == 0 && !impl_->gpu.empty()) {
-    return absl::StrCat("all experts are on ", impl_->gpu, "\n");
+  if (impl_->config.workers_size() == 0 && !impl_->gpus.gpus.empty()) {
+    return absl::StrCat(
+        "all experts are on ", impl_->gpus.gpus, "\n", impl_->gpus.uneven);
   }
   return absl::StrCat("experts are placed ",
                       impl_->how,

@@ -7,21 +7,36 @@
 
 namespace conclave::cli {
 
+namespace {
+
+uint64_t StatesOf(const model::DeviceNeeds& needs,
+                  const v1::Limits& limits,
+                  const checkpoint::ModelConfig& config) {
+  const model::StateSizes least = CachesFor(limits, config, {});
+  return static_cast<uint64_t>(least.state_slots) *
+         static_cast<uint64_t>(needs.each.per_state_slot);
+}
+
+}  // namespace
+
+uint64_t FixedBytes(const model::DeviceNeeds& needs,
+                    const v1::Limits& limits,
+                    const checkpoint::ModelConfig& config,
+                    const MemoryState& memory) {
+  // One block more, for the rows that fill a recorded step up.
+  return needs.weights + needs.arrays + StatesOf(needs, limits, config) +
+         kernels::DeviceReserve(memory.total_bytes) +
+         static_cast<uint64_t>(needs.each.per_kv_block);
+}
+
 absl::StatusOr<model::StateSizes> FitOnGpu(
     const model::DeviceNeeds& needs,
     const v1::Limits& limits,
     const checkpoint::ModelConfig& config,
     const std::string& gpu,
     const MemoryState& memory) {
-  const uint64_t reserve = kernels::DeviceReserve(memory.total_bytes);
-  const auto slots =
-      static_cast<uint64_t>(CachesFor(limits, config, {}).state_slots);
-  const uint64_t states =
-      slots * static_cast<uint64_t>(needs.each.per_state_slot);
   const auto block = static_cast<uint64_t>(needs.each.per_kv_block);
-  // One block more, for the rows that fill a recorded step up.
-  const uint64_t fixed =
-      needs.weights + needs.arrays + states + reserve + block;
+  const uint64_t fixed = FixedBytes(needs, limits, config, memory);
   const uint64_t left =
       memory.free_bytes > fixed ? memory.free_bytes - fixed : 0;
   const model::StateSizes sizes =
@@ -40,11 +55,11 @@ absl::StatusOr<model::StateSizes> FitOnGpu(
                    ", keys and values ",
                    Gigabytes(kv + block),
                    ", states ",
-                   Gigabytes(states),
+                   Gigabytes(StatesOf(needs, limits, config)),
                    ", arrays of a step ",
                    Gigabytes(needs.arrays),
                    ", kept free ",
-                   Gigabytes(reserve),
+                   Gigabytes(kernels::DeviceReserve(memory.total_bytes)),
                    "); take a format with fewer bits, lower limits.kv_tokens, "
                    "max_context, max_sequences or step_tokens, set "
                    "coordinator.kv_dtype to fp8 or coordinator.gdn_state to "

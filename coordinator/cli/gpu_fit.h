@@ -12,6 +12,13 @@
 
 namespace conclave::cli {
 
+// What a GPU of this memory holds or keeps free, whatever its keys and values
+// take.
+uint64_t FixedBytes(const model::DeviceNeeds& needs,
+                    const v1::Limits& limits,
+                    const checkpoint::ModelConfig& config,
+                    const MemoryState& memory);
+
 // Sizes of the caches on a GPU with this memory: keys and values get
 // limits.kv_tokens, else what weights, arrays and states leave, but 2 % of the
 // memory (1.5 GB at most) for CUDA itself. ResourceExhausted, with what is

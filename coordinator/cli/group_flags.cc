@@ -20,6 +20,12 @@ ABSL_FLAG(std::string,
           "how they share it: symmetric or lone; empty: as the configuration "
           "says, symmetric if nothing");
 ABSL_FLAG(std::string,
+          group_shares,
+          "",
+          "what each GPU holds of the experts, relative, comma list; empty: as "
+          "the configuration says; if nothing, the same for all, and for serve "
+          "in lone form by memory");
+ABSL_FLAG(std::string,
           group_exchange,
           "",
           "how they exchange rows: peer or nccl; empty: as the configuration "
@@ -61,6 +67,24 @@ absl::StatusOr<model::GroupForm> ParseForm(const std::string& word) {
   if (word.empty() || word == "symmetric") return model::GroupForm::kSymmetric;
   if (word == "lone") return model::GroupForm::kLone;
   return absl::InvalidArgumentError("--form: symmetric or lone");
+}
+
+absl::StatusOr<std::vector<int32_t>> ParseShares(const std::string& text) {
+  std::vector<int32_t> out;
+  if (text.empty()) return out;
+  for (const auto& word : absl::StrSplit(text, ',')) {
+    int32_t share = 0;
+    if (!absl::SimpleAtoi(word, &share) || share < 1 ||
+        share > limits::kRankShareMax) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("--group-shares: \"",
+                       text,
+                       "\"; one number for each GPU, 2,3, each 1 to ",
+                       limits::kRankShareMax));
+    }
+    out.push_back(share);
+  }
+  return out;
 }
 
 absl::StatusOr<kernels::GroupExchange> ParseExchange(const std::string& word) {

@@ -12,10 +12,12 @@
 
 ABSL_DECLARE_FLAG(std::string, gpus);
 ABSL_DECLARE_FLAG(std::string, form);
+ABSL_DECLARE_FLAG(std::string, group_shares);
 ABSL_DECLARE_FLAG(std::string, group_exchange);
 ABSL_DECLARE_FLAG(int32_t, micro_batches);
 
-// What --gpus, --form and --group-exchange mean (docs/multi-gpu.md).
+// What --gpus, --form, --group-shares and --group-exchange mean
+// (docs/multi-gpu.md).
 namespace conclave::cli {
 
 // "0,1": these; "2": the first two; "": none. InvalidArgument: another text, or
@@ -24,6 +26,10 @@ absl::StatusOr<std::vector<int32_t>> ParseGpus(const std::string& text);
 
 // "symmetric" (or empty), "lone".
 absl::StatusOr<model::GroupForm> ParseForm(const std::string& word);
+
+// "2,3": of each expert's columns, one for each GPU; "": none.
+// InvalidArgument: another text; how many there must be is not checked here.
+absl::StatusOr<std::vector<int32_t>> ParseShares(const std::string& text);
 
 // "peer" (or empty), "nccl".
 absl::StatusOr<kernels::GroupExchange> ParseExchange(const std::string& word);

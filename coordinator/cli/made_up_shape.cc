@@ -122,6 +122,8 @@ absl::StatusOr<std::unique_ptr<model::GroupDecoder>> MakeGroup(
                    ParseForm(absl::GetFlag(FLAGS_form)));
   ASSIGN_OR_RETURN(const kernels::GroupExchange exchange,
                    ParseExchange(absl::GetFlag(FLAGS_group_exchange)));
+  ASSIGN_OR_RETURN(const std::vector<int32_t> shares,
+                   ParseShares(absl::GetFlag(FLAGS_group_shares)));
   std::vector<model::GroupDecoder::Member> members(gpus.size());
   const auto make = [&](int64_t rank) -> absl::Status {
     model::GroupDecoder::Member& member = members[static_cast<size_t>(rank)];
@@ -131,7 +133,7 @@ absl::StatusOr<std::unique_ptr<model::GroupDecoder>> MakeGroup(
     ASSIGN_OR_RETURN(
         member.weights,
         model::MakeUpWeights(made,
-                             {static_cast<int32_t>(rank), ranks, form},
+                             {static_cast<int32_t>(rank), ranks, form, shares},
                              member.queue.get()));
     return absl::OkStatus();
   };

@@ -81,6 +81,11 @@ absl::Status Override(v1::ClusterConfig& config) {
   if (!absl::GetFlag(FLAGS_soft_switches)) c.set_soft_switches_off(true);
   text(FLAGS_form, [&](const auto& v) { c.set_group_form(v); });
   text(FLAGS_group_exchange, [&](const auto& v) { c.set_group_exchange(v); });
+  ASSIGN_OR_RETURN(const std::vector<int32_t> shares,
+                   ParseShares(absl::GetFlag(FLAGS_group_shares)));
+  if (!shares.empty()) {
+    c.mutable_group_shares()->Assign(shares.begin(), shares.end());
+  }
   ASSIGN_OR_RETURN(const std::vector<int32_t> gpus,
                    ParseGpus(absl::GetFlag(FLAGS_gpus)));
   if (gpus.empty()) return absl::OkStatus();
@@ -278,14 +283,15 @@ Command ServeCommand() {
               "  conclave serve --config deploy/config/two-workers.yaml\n"
               "  conclave serve --model DIR --listen 127.0.0.1:9000 "
               "--max-sequences 32\n",
-          .flags = {"config",    "model",         "links",
-                    "listen",    "api_key",       "served_model_name",
-                    "backend",   "gpu",           "kv_dtype",
-                    "gpus",      "form",          "group_exchange",
-                    "gdn_state", "simd",          "activations",
-                    "threads",   "spin_us",       "max_sequences",
-                    "max_queue", "max_context",   "step_tokens",
-                    "kv_tokens", "soft_switches", "log_level"},
+          .flags = {"config",        "model",     "links",
+                    "listen",        "api_key",   "served_model_name",
+                    "backend",       "gpu",       "kv_dtype",
+                    "gpus",          "form",      "group_exchange",
+                    "group_shares",  "gdn_state", "simd",
+                    "activations",   "threads",   "spin_us",
+                    "max_sequences", "max_queue", "max_context",
+                    "step_tokens",   "kv_tokens", "soft_switches",
+                    "log_level"},
           .run = Run};
 }
 

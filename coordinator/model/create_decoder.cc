@@ -107,15 +107,16 @@ absl::StatusOr<std::unique_ptr<Decoder>> CreateOnGroup(
     ASSIGN_OR_RETURN(member.name, NameOf(place.gpus[rank]));
     ASSIGN_OR_RETURN(member.queue,
                      kernels::DeviceQueue::Create(place.gpus[rank]));
-    ASSIGN_OR_RETURN(member.weights,
-                     LoadDeviceWeights(
-                         checkpoint,
-                         member.queue.get(),
-                         {.rank = {static_cast<int32_t>(i), ranks, place.form},
-                          .dense = &dense,
-                          .progress = [&, rank](uint64_t done, uint64_t total) {
-                            progress.Tell(rank, done, total);
-                          }}));
+    ASSIGN_OR_RETURN(
+        member.weights,
+        LoadDeviceWeights(
+            checkpoint,
+            member.queue.get(),
+            {.rank = {static_cast<int32_t>(i), ranks, place.form, place.shares},
+             .dense = &dense,
+             .progress = [&, rank](uint64_t done, uint64_t total) {
+               progress.Tell(rank, done, total);
+             }}));
     return absl::OkStatus();
   };
   RETURN_IF_ERROR(ParallelTasks(ranks, ranks, load));

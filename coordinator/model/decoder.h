@@ -46,6 +46,7 @@ struct DevicePlace {
   // Several: they compute the model together, in rank order; else `gpu` does.
   std::vector<int32_t> gpus = {};
   GroupForm form = GroupForm::kSymmetric;
+  std::vector<int32_t> shares = {};  // of those, as RankConfig has them
   kernels::GroupExchange exchange = kernels::GroupExchange::kPeer;
   absl::Duration group_deadline = absl::Seconds(5);  // of a wait for a rank
   // Of a step in the lone form: 1, 2, or 0: whichever was measured to be

@@ -114,11 +114,9 @@ absl::Status CountMoe(const Checkpoint& checkpoint,
       &none);
 }
 
-}  // namespace
-
-absl::StatusOr<uint64_t> DeviceWeightBytesOf(const Checkpoint& checkpoint,
-                                             const RoutedHere& here,
-                                             const RankConfig& rank) {
+absl::StatusOr<DeviceWeights> Counted(const Checkpoint& checkpoint,
+                                      const RoutedHere& here,
+                                      const RankConfig& rank) {
   const ModelConfig& c = checkpoint.config();
   ASSIGN_OR_RETURN(const ColumnMultiples multiples, MultiplesOf(checkpoint));
   ASSIGN_OR_RETURN(const RankCut cut, CutFor(c, rank, multiples));
@@ -140,15 +138,27 @@ absl::StatusOr<uint64_t> DeviceWeightBytesOf(const Checkpoint& checkpoint,
     }
     RETURN_IF_ERROR(CountMoe(checkpoint, cut, i, IsHere(here, i), &maker));
   }
-  return out.dense_bytes + out.expert_bytes;
+  return out;
+}
+
+}  // namespace
+
+absl::StatusOr<uint64_t> DeviceWeightBytesOf(const Checkpoint& checkpoint,
+                                             const RoutedHere& here,
+                                             const RankConfig& rank) {
+  ASSIGN_OR_RETURN(const DeviceWeights counted,
+                   Counted(checkpoint, here, rank));
+  return counted.dense_bytes + counted.expert_bytes;
 }
 
 absl::StatusOr<DeviceNeeds> DeviceNeedsOf(const Checkpoint& checkpoint,
                                           kernels::DeviceQueue* queue,
                                           const DeviceNeedsOptions& options) {
   DeviceNeeds out;
-  ASSIGN_OR_RETURN(out.weights,
-                   DeviceWeightBytesOf(checkpoint, options.here, options.rank));
+  ASSIGN_OR_RETURN(const DeviceWeights counted,
+                   Counted(checkpoint, options.here, options.rank));
+  out.weights = counted.dense_bytes + counted.expert_bytes;
+  out.experts = counted.expert_bytes;
   ASSIGN_OR_RETURN(const ColumnMultiples multiples, MultiplesOf(checkpoint));
   ASSIGN_OR_RETURN(const RankCut cut,
                    CutFor(checkpoint.config(), options.rank, multiples));

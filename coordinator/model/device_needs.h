@@ -14,8 +14,9 @@ namespace conclave::model {
 // What a model takes on a device, in bytes.
 struct DeviceNeeds {
   uint64_t weights = 0;
-  uint64_t arrays = 0;  // of a step
-  StateBytes each;      // of a KV block, of a state slot
+  uint64_t experts = 0;  // of the weights, the routed experts
+  uint64_t arrays = 0;   // of a step
+  StateBytes each;       // of a KV block, of a state slot
 };
 
 struct DeviceNeedsOptions {

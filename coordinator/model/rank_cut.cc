@@ -2,9 +2,11 @@
 #include "coordinator/model/rank_cut.h"
 
 #include <algorithm>
+#include <iterator>
 #include <numeric>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "common/checkpoint/linear.h"
 #include "common/limits.h"
 #include "common/status_macros.h"
@@ -34,18 +36,63 @@ absl::StatusOr<Range> CutHeads(int32_t count,
   return Range{one, one + 1};
 }
 
+// Where each rank's part of `units` begins, and the end, [ranks + 1].
+std::vector<int64_t> Bounds(int64_t units, const RankConfig& rank) {
+  std::vector<int64_t> shares(rank.shares.begin(), rank.shares.end());
+  if (shares.empty()) shares.assign(static_cast<size_t>(rank.ranks), 1);
+  const int64_t all = std::accumulate(shares.begin(), shares.end(), int64_t{0});
+  std::vector<int64_t> out = {0};
+  int64_t before = 0;
+  for (int32_t r = 1; r <= rank.ranks; ++r) {
+    before += shares[static_cast<size_t>(r) - 1];
+    const int64_t nearest = (2 * units * before + all - 1) / (2 * all);
+    out.push_back(
+        std::clamp(nearest, out.back() + 1, units - (rank.ranks - r)));
+  }
+  return out;
+}
+
 absl::StatusOr<Range> CutColumns(int32_t width,
                                  int32_t multiple,
                                  const RankConfig& rank,
                                  const std::string& what) {
   const int64_t units = (width + multiple - 1) / multiple;
-  const auto at = [&](int64_t r) {
-    return std::min<int64_t>(units * r / rank.ranks * multiple, width);
+  if (units < rank.ranks) {
+    return Uncut(
+        rank, width, absl::StrCat(what, " (in multiples of ", multiple, ")"));
+  }
+  const std::vector<int64_t> bounds = Bounds(units, rank);
+  const auto at = [&](int32_t r) {
+    return std::min<int64_t>(bounds[static_cast<size_t>(r)] * multiple, width);
   };
-  const Range out{at(rank.rank), at(rank.rank + 1)};
-  if (units >= rank.ranks) return out;
-  return Uncut(
-      rank, width, absl::StrCat(what, " (in multiples of ", multiple, ")"));
+  return Range{at(rank.rank), at(rank.rank + 1)};
+}
+
+absl::Status CheckRank(const RankConfig& rank) {
+  if (rank.ranks < 1 || rank.ranks > limits::kRanksMax || rank.rank < 0 ||
+      rank.rank >= rank.ranks) {
+    return absl::InvalidArgumentError(absl::StrCat("rank ",
+                                                   rank.rank,
+                                                   " of ",
+                                                   rank.ranks,
+                                                   " GPUs; a group has 1 to ",
+                                                   limits::kRanksMax));
+  }
+  const bool fits =
+      rank.shares.empty() || std::ssize(rank.shares) == rank.ranks;
+  if (fits &&
+      std::all_of(rank.shares.begin(), rank.shares.end(), [](int32_t s) {
+        return s >= 1 && s <= limits::kRankShareMax;
+      })) {
+    return absl::OkStatus();
+  }
+  return absl::InvalidArgumentError(
+      absl::StrCat("shares ",
+                   absl::StrJoin(rank.shares, ","),
+                   " of ",
+                   rank.ranks,
+                   " GPUs; give one for each, 1 to ",
+                   limits::kRankShareMax));
 }
 
 }  // namespace
@@ -74,15 +121,7 @@ absl::StatusOr<ColumnMultiples> MultiplesOf(
 absl::StatusOr<RankCut> CutFor(const ModelConfig& config,
                                const RankConfig& rank,
                                const ColumnMultiples& multiples) {
-  if (rank.ranks < 1 || rank.ranks > limits::kRanksMax || rank.rank < 0 ||
-      rank.rank >= rank.ranks) {
-    return absl::InvalidArgumentError(absl::StrCat("rank ",
-                                                   rank.rank,
-                                                   " of ",
-                                                   rank.ranks,
-                                                   " GPUs; a group has 1 to ",
-                                                   limits::kRanksMax));
-  }
+  RETURN_IF_ERROR(CheckRank(rank));
   RankCut out;
   ASSIGN_OR_RETURN(out.columns,
                    CutColumns(config.moe_intermediate_size,

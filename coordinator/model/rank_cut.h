@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "common/checkpoint/checkpoint.h"
@@ -22,6 +23,9 @@ struct RankConfig {
   int32_t rank = 0;
   int32_t ranks = 1;
   GroupForm form = GroupForm::kSymmetric;
+  // [ranks], of the columns of each expert, relative, 1 to
+  // limits::kRankShareMax; empty: the same for all. Heads do not follow them.
+  std::vector<int32_t> shares = {};
 };
 
 struct Range {
@@ -54,7 +58,9 @@ int32_t ColumnMultipleOf(const WeightLayout& down);
 absl::StatusOr<ColumnMultiples> MultiplesOf(
     const checkpoint::Checkpoint& checkpoint);
 
-// InvalidArgument says what cannot be cut for so many ranks.
+// Columns are cut at the multiple that is nearest to the shares; each rank has
+// one multiple of them at the least. InvalidArgument says what cannot be cut
+// for so many ranks, or which share is none.
 absl::StatusOr<RankCut> CutFor(const checkpoint::ModelConfig& config,
                                const RankConfig& rank,
                                const ColumnMultiples& multiples);

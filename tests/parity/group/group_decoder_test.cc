@@ -41,11 +41,8 @@ double Error(const std::vector<float>& got, const std::vector<float>& want) {
   return RelativeError(got.data(), want.data(), want.size());
 }
 
-TEST_P(GroupDecoder, KeepsTheGoldens) {
-  CONCLAVE_REQUIRE_GROUP(GetParam().where);
-  GroupRunner group(TinyModel(), GetParam());
-  ASSERT_NE(group.decoder, nullptr);
-  for (const char* name : {"len1", "len65", "story"}) {
+void ExpectGoldens(GroupRunner& group, const std::vector<std::string>& names) {
+  for (const std::string& name : names) {
     SCOPED_TRACE(name);
     const GoldenPrompt& prompt = FindGolden(name);
     const GoldenTensors tensors(name);
@@ -87,6 +84,31 @@ TEST_P(GroupDecoder, KeepsTheGoldens) {
     }
     EXPECT_LE(RelativeError(conv.data(), turned.data(), turned.size()), kExact);
   }
+}
+
+TEST_P(GroupDecoder, KeepsTheGoldens) {
+  CONCLAVE_REQUIRE_GROUP(GetParam().where);
+  GroupRunner group(TinyModel(), GetParam());
+  ASSERT_NE(group.decoder, nullptr);
+  ExpectGoldens(group, {"len1", "len65", "story"});
+}
+
+class UnevenGroup : public ::testing::TestWithParam<GroupSetting> {};
+
+INSTANTIATE_TEST_SUITE_P(Forms,
+                         UnevenGroup,
+                         ::testing::ValuesIn(UnevenSettings()),
+                         [](const auto& info) { return info.param.Name(); });
+
+TEST_P(UnevenGroup, KeepsTheGoldens) {
+  CONCLAVE_REQUIRE_GROUP(GetParam().where);
+  GroupRunner group(TinyModel(), GetParam());
+  ASSERT_NE(group.decoder, nullptr);
+  ASSERT_EQ(group.columns.size(), GetParam().shares.size());
+  for (size_t rank = 0; rank < group.columns.size(); ++rank) {
+    EXPECT_EQ(group.columns[rank], 16 * GetParam().shares[rank]);
+  }
+  ExpectGoldens(group, {"len65"});
 }
 
 // Steps of several sequences, prompts and single rows mixed.
@@ -160,6 +182,32 @@ TEST_P(GroupDecoder, IsTheCpuOnRandomModelsOfEveryFormat) {
   }
 }
 
+// Eight groups of columns in four parts that are not alike, and, of FP8, four
+// blocks in two.
+TEST(UnevenRandom, AreTheCpuOnQuantisedModels) {
+  for (const auto& [format, setting] :
+       {std::pair(
+            QuantFormat::kMlx,
+            GroupSetting{
+                {.ranks = 4}, model::GroupForm::kSymmetric, {1, 4, 2, 1}}),
+        std::pair(
+            QuantFormat::kFp8,
+            GroupSetting{{.ranks = 2}, model::GroupForm::kLone, {1, 3}})}) {
+    CONCLAVE_REQUIRE_GROUP(setting.where);
+    SCOPED_TRACE(setting.Name());
+    TempFolder folder;
+    WriteCheckpoint(folder.path(), MidSize(format, {4, 64}));
+    const auto model = checkpoint::Checkpoint::Open(folder.path());
+    ASSERT_TRUE(model.ok()) << model.status();
+    SingleProcess cpu(kernels::Backend::kCpu, {}, 2, **model);
+    GroupRunner group(**model, setting);
+    ASSERT_NE(group.decoder, nullptr);
+    const int32_t vocab = (*model)->config().vocab_size;
+    EXPECT_LE(Error(Walk(*group.runner, vocab), Walk(*cpu.runner, vocab)),
+              kExact);
+  }
+}
+
 TEST_P(GroupDecoder, RoundsAsOneDeviceDoes) {
   CONCLAVE_REQUIRE_GROUP(GetParam().where);
   SingleProcess cpu(kernels::Backend::kCpu);
@@ -225,6 +273,7 @@ TEST(GroupPlace, MakesAGroupOrSaysWhyNot) {
   CONCLAVE_REQUIRE_GROUP(GroupCase{});
   model::DevicePlace place;
   place.gpus = {kernels::kHostDevice, kernels::kHostDevice};
+  place.shares = {1, 3};
   uint64_t done = 0, total = 0;
   place.progress = [&](uint64_t d, uint64_t t) {
     done = d;
@@ -247,6 +296,17 @@ TEST(GroupPlace, MakesAGroupOrSaysWhyNot) {
   EXPECT_EQ(*got,
             std::vector<int32_t>(prompt.greedy_ids.begin(),
                                  prompt.greedy_ids.begin() + 4));
+  place.shares = {1, 1, 1};
+  made = model::Decoder::Create(TinyModel(),
+                                nullptr,
+                                kernels::Backend::kCuda,
+                                nullptr,
+                                ModelRunner::Sizes(),
+                                kernels::Activations::kF32,
+                                place);
+  EXPECT_EQ(made.status().message(),
+            "shares 1,1,1 of 2 GPUs; give one for each, 1 to 1000");
+  place.shares.clear();
   place.gpus.resize(3, kernels::kHostDevice);
   made = model::Decoder::Create(TinyModel(),
                                 nullptr,

@@ -19,11 +19,18 @@ namespace conclave::testing {
 struct GroupSetting {
   GroupCase where;
   model::GroupForm form = model::GroupForm::kSymmetric;
+<<<<<<< HEAD
   int32_t micro_batches = 1;
+=======
+  std::vector<int32_t> shares = {};
+>>>>>>> 6b79d6b (Uneven shares of the experts over GPUs: --group-shares, and by memory in lone form)
 
   std::string Name() const {
-    return where.Name() +
-           (form == model::GroupForm::kLone ? "_lone" : "_symmetric");
+    std::string out =
+        where.Name() +
+        (form == model::GroupForm::kLone ? "_lone" : "_symmetric");
+    for (const int32_t share : shares) out += "_" + std::to_string(share);
+    return out;
   }
 };
 
@@ -35,10 +42,21 @@ inline std::vector<GroupSetting> GroupSettings() {
       // The kernels want two GDN heads of a rank, the embedded model has four.
       const bool few =
           where.gpus && where.ranks > 2 && form == model::GroupForm::kSymmetric;
-      if (where.ranks > 1 && !few) out.push_back({where, form});
+      if (where.ranks > 1 && !few) out.push_back({where, form, {}});
     }
   }
   return out;
+}
+
+// The embedded model has columns for four ranks, heads for one, two or four.
+inline std::vector<GroupSetting> UnevenSettings() {
+  constexpr auto kSymmetric = model::GroupForm::kSymmetric;
+  constexpr auto kLone = model::GroupForm::kLone;
+  return {{{.ranks = 2}, kSymmetric, {3, 1}},
+          {{.ranks = 2}, kLone, {1, 3}},
+          {{.ranks = 3}, kLone, {1, 2, 1}},
+          {{.gpus = true, .ranks = 2}, kSymmetric, {1, 3}},
+          {{.gpus = true, .ranks = 2}, kLone, {3, 1}}};
 }
 
 // Sequences through a model on a group.
@@ -56,10 +74,11 @@ struct GroupRunner {
       auto weights = model::LoadDeviceWeights(
           model,
           queue->get(),
-          {.rank = {rank, setting.where.ranks, setting.form},
+          {.rank = {rank, setting.where.ranks, setting.form, setting.shares},
            .dense = &*dense});
       EXPECT_TRUE(weights.ok()) << weights.status();
       if (!weights.ok()) return;
+      columns.push_back(weights->cut.columns.size());
       members.push_back({*std::move(queue),
                          *std::move(weights),
                          "device " + std::to_string(rank)});
@@ -83,6 +102,7 @@ struct GroupRunner {
   }
 
   model::GroupDecoder* decoder = nullptr;  // the runner's
+  std::vector<int64_t> columns;            // of each expert, by rank
   std::unique_ptr<ModelRunner> runner;
 };
 

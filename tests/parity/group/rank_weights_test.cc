@@ -53,6 +53,70 @@ TEST(RankCut, SharesHeadsAndColumns) {
   }
 }
 
+// Widths of the units that ranks hold, one after the other without a gap.
+std::vector<int64_t> UnitsOf(const ModelConfig& config,
+                             const std::vector<int32_t>& shares,
+                             GroupForm form,
+                             const ColumnMultiples& multiples) {
+  const auto ranks = static_cast<int32_t>(shares.size());
+  std::vector<int64_t> out;
+  int64_t columns = 0, shared = 0;
+  for (int32_t rank = 0; rank < ranks; ++rank) {
+    const auto cut = CutFor(config, {rank, ranks, form, shares}, multiples);
+    EXPECT_TRUE(cut.ok()) << cut.status();
+    if (!cut.ok()) return {};
+    EXPECT_EQ(cut->columns.begin, columns);
+    EXPECT_EQ(cut->shared_columns.begin, shared);
+    EXPECT_GT(cut->shared_columns.size(), 0);
+    columns = cut->columns.end;
+    shared = cut->shared_columns.end;
+    out.push_back(cut->columns.size() / multiples.routed);
+  }
+  EXPECT_EQ(columns, config.moe_intermediate_size);
+  EXPECT_EQ(shared, config.shared_expert_intermediate_size);
+  return out;
+}
+
+TEST(RankCut, UnevenSharesCoverAllColumnsOnce) {
+  using Units = std::vector<int64_t>;
+  ModelConfig config = testing::TinyModel().config();
+  config.moe_intermediate_size = 1024;
+  config.shared_expert_intermediate_size = 512;
+  const auto units = [&](const std::vector<int32_t>& shares) {
+    return UnitsOf(config, shares, GroupForm::kLone, {64, 128});
+  };
+  EXPECT_EQ(units({1, 1}), (Units{8, 8}));
+  EXPECT_EQ(units({2, 3}), (Units{6, 10}));  // 6.4, 9.6
+  EXPECT_EQ(units({3, 2}), (Units{10, 6}));
+  EXPECT_EQ(units({1, 2, 1}), (Units{4, 8, 4}));
+  EXPECT_EQ(units({1, 1, 1}), (Units{5, 6, 5}));
+  // Nobody has none, however little its share is.
+  EXPECT_EQ(units({1, 1000}), (Units{1, 15}));
+  EXPECT_EQ(units({1000, 1}), (Units{15, 1}));
+  EXPECT_EQ(units({1, 1000, 1, 1}), (Units{1, 13, 1, 1}));
+  EXPECT_EQ(UnitsOf(config, {3, 1}, GroupForm::kSymmetric, {64, 64}),
+            (Units{12, 4}));
+  // Heads stay even.
+  const auto first =
+      CutFor(config, {0, 2, GroupForm::kSymmetric, {3, 1}}, {64, 64});
+  ASSERT_TRUE(first.ok()) << first.status();
+  EXPECT_EQ(first->heads.size(), config.num_attention_heads / 2);
+  EXPECT_EQ(first->value_heads.size(), config.linear_num_value_heads / 2);
+}
+
+TEST(RankCut, RefusesSharesThatAreNone) {
+  const ModelConfig& config = testing::TinyModel().config();
+  for (const std::vector<int32_t>& bad : std::vector<std::vector<int32_t>>{
+           {1}, {1, 1, 1}, {0, 1}, {1, -1}, {1, 1001}}) {
+    const auto cut = CutFor(config, {0, 2, GroupForm::kLone, bad}, {16, 16});
+    EXPECT_EQ(cut.status().code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_NE(
+        cut.status().message().find(" of 2 GPUs; give one for each, 1 to 1000"),
+        std::string::npos)
+        << cut.status();
+  }
+}
+
 TEST(RankCut, NamesWhatCannotBeCut) {
   ModelConfig config = testing::TinyModel().config();
   const auto heads = CutFor(config, {0, 3}, {16, 16});
@@ -79,13 +143,15 @@ uint64_t SumOf(const std::vector<DeviceWeights>& ranks) {
 void ExpectBytesKnown(const checkpoint::Checkpoint& checkpoint) {
   for (const GroupForm form : kForms) {
     uint64_t whole = 0;
-    for (const int32_t ranks : {1, 2, 4}) {
-      SCOPED_TRACE(ranks);
+    for (const std::vector<int32_t>& shares :
+         std::vector<std::vector<int32_t>>{{1}, {1, 1}, {1, 3}, {1, 1, 1, 1}}) {
+      const auto ranks = static_cast<int32_t>(shares.size());
+      SCOPED_TRACE(::testing::PrintToString(shares));
       auto queue = kernels::DeviceQueue::Create(kernels::kHostDevice);
       ASSERT_TRUE(queue.ok()) << queue.status();
       std::vector<DeviceWeights> all;
       for (int32_t rank = 0; rank < ranks; ++rank) {
-        const RankConfig who{rank, ranks, form};
+        const RankConfig who{rank, ranks, form, shares};
         const auto bytes = DeviceWeightBytesOf(checkpoint, {}, who);
         ASSERT_TRUE(bytes.ok()) << bytes.status();
         auto weights =
@@ -157,6 +223,12 @@ TEST(RankWeights, MadeUpOnesHaveTheirPart) {
       const bool mixers = form == GroupForm::kSymmetric || rank == 0;
       EXPECT_EQ(weights->layers[0].in.parts.empty(), !mixers);
     }
+    const RankConfig uneven{1, 2, form, {1, 3}};
+    const auto bytes = MadeUpBytes(model, uneven);
+    const auto weights = MakeUpWeights(model, uneven, queue->get());
+    ASSERT_TRUE(bytes.ok() && weights.ok()) << weights.status();
+    EXPECT_EQ(*bytes, weights->dense_bytes + weights->expert_bytes);
+    EXPECT_EQ(weights->config.moe_intermediate_size, 48);
   }
 }
 

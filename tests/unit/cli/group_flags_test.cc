@@ -23,6 +23,18 @@ TEST(GroupFlags, SayWhichGpusOrHowMany) {
   }
 }
 
+TEST(GroupFlags, SharesArePositiveNumbers) {
+  EXPECT_EQ(*ParseShares(""), std::vector<int32_t>{});
+  EXPECT_EQ(*ParseShares("2,3,1000"), (std::vector<int32_t>{2, 3, 1000}));
+  for (const std::string bad : {"0,1", "1,-1", "1,", "a", "1,1001", "0.5,1"}) {
+    const auto shares = ParseShares(bad);
+    EXPECT_EQ(shares.status().code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_NE(shares.status().message().find("--group-shares: \"" + bad),
+              std::string::npos)
+        << shares.status();
+  }
+}
+
 TEST(GroupFlags, KnowTheirWords) {
   EXPECT_EQ(*ParseForm(""), model::GroupForm::kSymmetric);
   EXPECT_EQ(*ParseForm("lone"), model::GroupForm::kLone);

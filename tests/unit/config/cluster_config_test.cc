@@ -99,10 +99,13 @@ limits: {kv_tokens: 10000000000}
 }
 
 TEST(ClusterConfig, ListsOfNumbersAreRead) {
-  const v1::ClusterConfig c = Parsed("coordinator: {gpus: [3, 1]}");
+  const v1::ClusterConfig c =
+      Parsed("coordinator: {gpus: [3, 1], group_shares: [2, 3]}");
   ASSERT_EQ(c.coordinator().gpus_size(), 2);
   EXPECT_EQ(c.coordinator().gpus(0), 3);
   EXPECT_EQ(c.coordinator().gpus(1), 1);
+  ASSERT_EQ(c.coordinator().group_shares_size(), 2);
+  EXPECT_EQ(c.coordinator().group_shares(1), 3);
   EXPECT_EQ(c.coordinator().group_form(), "symmetric");
   EXPECT_EQ(c.coordinator().group_exchange(), "peer");
 }

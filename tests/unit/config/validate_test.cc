@@ -98,6 +98,13 @@ TEST(Validate, GroupsOfGpusNameTheirFields) {
        "group_form: must be 'symmetric' or 'lone'"},
       {"coordinator: {group_exchange: mpi}",
        "group_exchange: must be 'peer' or 'nccl'"},
+      {"coordinator: {gpus: [0, 1], group_shares: [2, 1, 1]}",
+       "coordinator.group_shares: must have one for each of coordinator.gpus, "
+       "2, has 3"},
+      {"coordinator: {group_shares: [2, 1]}",
+       "one for each of coordinator.gpus, 0, has 2"},
+      {"coordinator: {gpus: [0, 1], group_shares: [2, 0]}",
+       "coordinator.group_shares: must be in [1, 1000]"},
   };
   for (const auto& [yaml, error] : kCases) {
     const auto config = ParseClusterConfig(yaml, "cluster.yaml");
