@@ -59,29 +59,39 @@ inline std::vector<GroupSetting> UnevenSettings() {
           {{.gpus = true, .ranks = 2}, kLone, {3, 1}}};
 }
 
+// The ranks of a group, whose names are "device 0" and so on; none where it
+// failed.
+inline std::vector<model::GroupDecoder::Member> MembersOf(
+    const checkpoint::Checkpoint& model, const GroupSetting& setting) {
+  std::vector<model::GroupDecoder::Member> out;
+  const auto dense = model::LoadDenseWeights(model);
+  EXPECT_TRUE(dense.ok()) << dense.status();
+  for (int32_t rank = 0; rank < setting.where.ranks; ++rank) {
+    auto queue = kernels::DeviceQueue::Create(setting.where.device(rank));
+    EXPECT_TRUE(queue.ok()) << queue.status();
+    auto weights = model::LoadDeviceWeights(
+        model,
+        queue->get(),
+        {.rank = {rank, setting.where.ranks, setting.form, setting.shares},
+         .dense = &*dense});
+    EXPECT_TRUE(weights.ok()) << weights.status();
+    if (!weights.ok()) return {};
+    out.push_back({*std::move(queue),
+                   *std::move(weights),
+                   "device " + std::to_string(rank)});
+  }
+  return out;
+}
+
 // Sequences through a model on a group.
 struct GroupRunner {
   GroupRunner(const checkpoint::Checkpoint& model,
               const GroupSetting& setting,
               bool exact = true,
               absl::Duration deadline = absl::Seconds(60)) {
-    std::vector<model::GroupDecoder::Member> members;
-    const auto dense = model::LoadDenseWeights(model);
-    EXPECT_TRUE(dense.ok()) << dense.status();
-    for (int32_t rank = 0; rank < setting.where.ranks; ++rank) {
-      auto queue = kernels::DeviceQueue::Create(setting.where.device(rank));
-      EXPECT_TRUE(queue.ok()) << queue.status();
-      auto weights = model::LoadDeviceWeights(
-          model,
-          queue->get(),
-          {.rank = {rank, setting.where.ranks, setting.form, setting.shares},
-           .dense = &*dense});
-      EXPECT_TRUE(weights.ok()) << weights.status();
-      if (!weights.ok()) return;
-      columns.push_back(weights->cut.columns.size());
-      members.push_back({*std::move(queue),
-                         *std::move(weights),
-                         "device " + std::to_string(rank)});
+    auto members = MembersOf(model, setting);
+    for (const auto& member : members) {
+      columns.push_back(member.weights.cut.columns.size());
     }
     constexpr int32_t kRows = 2048;
     auto made = model::GroupDecoder::Create(
