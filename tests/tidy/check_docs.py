@@ -1,8 +1,13 @@
 #!/usr/bin/env python3
-"""Fails on dead links and on paths that belong to no clone."""
+"""Fails on dead links, on paths that belong to no clone, and on bars that are
+not those of their table."""
 import pathlib
 import re
 import sys
+
+sys.dont_write_bytecode = True
+sys.path.insert(0, "tests/bench")
+import bars
 
 
 def main():
@@ -16,6 +21,12 @@ def main():
                     continue
                 if not (page.parent / link).exists():
                     bad.append(f"{page}:{number}: dead link {link}")
+    for table in sorted(pathlib.Path("docs/benchmarks").glob("*.csv")):
+        picture = table.with_suffix(".svg")
+        if not picture.exists() or \
+                picture.read_text() != bars.draw(*bars.read(table)):
+            bad.append(f"{picture}: draw it again with tests/bench/bars.py "
+                       f"{table} {picture}")
     for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE",
                  "VERSION", "docs/architecture.md", "docs/testing.md",
                  "deploy/quickstart.sh", "tests/run.sh", ".ci/run"):
