@@ -195,7 +195,12 @@ absl::StatusOr<ShapeBench> PrepareShape(int32_t sequences,
       .gdn = out.request.gdn};
   const model::MadeUpModel made = MadeUp(out.request);
   if (gpus.size() > 1) {
-    out.gpu = absl::StrCat(gpus.size(), " GPUs, the first ", out.gpu);
+    const std::string shares = absl::GetFlag(FLAGS_group_shares);
+    out.gpu = absl::StrCat(gpus.size(),
+                           " GPUs, ",
+                           shares.empty() ? "" : "shares " + shares + ", ",
+                           "the first ",
+                           out.gpu);
     ASSIGN_OR_RETURN(out.group, MakeGroup(made, gpus, options));
     RETURN_IF_ERROR(out.group->MakeUpCache());
     return out;
