@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <ostream>
 #include <string>
 #include <utility>
 #include <vector>
@@ -33,6 +34,10 @@ struct GroupSetting {
     return out;
   }
 };
+
+inline void PrintTo(const GroupSetting& setting, std::ostream* out) {
+  *out << setting.Name();
+}
 
 inline std::vector<GroupSetting> GroupSettings() {
   std::vector<GroupSetting> out;
