@@ -58,6 +58,8 @@ inline std::vector<GroupSetting> UnevenSettings() {
   constexpr auto kSymmetric = model::GroupForm::kSymmetric;
   constexpr auto kLone = model::GroupForm::kLone;
   return {{{.ranks = 2}, kSymmetric, {3, 1}},
+          {{.ranks = 2}, kSymmetric, {1, 3}},
+          {{.ranks = 2}, kLone, {3, 1}},
           {{.ranks = 2}, kLone, {1, 3}},
           {{.ranks = 3}, kLone, {1, 2, 1}},
           {{.gpus = true, .ranks = 2}, kSymmetric, {1, 3}},
