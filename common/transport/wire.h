@@ -17,11 +17,12 @@ namespace conclave::transport {
 // file that knows the bytes. Decoders check every bound before use and never
 // read outside the frame; what they return points into it.
 
-// A frame belongs to one layer of one step of one life of the coordinator; a
-// reply repeats the tag of its request, and the receiver drops all others.
+// A frame belongs to one layer of one micro-batch of one life of the
+// coordinator; a reply repeats the tag of its request, and the receiver drops
+// all others.
 struct FrameTag {
   uint64_t generation = 0;
-  uint64_t step = 0;
+  uint64_t step = 0;  // numbers the micro-batches of all steps
   LayerId layer{};
   friend bool operator==(const FrameTag&, const FrameTag&) = default;
 };

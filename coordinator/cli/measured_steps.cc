@@ -26,7 +26,9 @@ class ProbeExperts final : public experts::Experts {
   // From Start to Finish of the last step, all layers.
   absl::Duration between() const { return between_; }
 
-  void BeginStep() override { between_ = absl::ZeroDuration(); }
+  void BeginStep(int32_t /*micro_batches*/) override {
+    between_ = absl::ZeroDuration();
+  }
 
   absl::StatusOr<experts::Ticket> Start(
       LayerId /*layer*/,

@@ -10,13 +10,18 @@
 
 namespace conclave::experts {
 
-// What the router decided for the rows of one layer. A view: the caller keeps
-// the arrays alive until Finish returns.
+// Most micro-batches of a step, each whole sequences of it: while the experts
+// of one compute, the caller computes the other.
+inline constexpr int32_t kMicroBatchesMax = 2;
+
+// What the router decided for the rows of one layer and micro-batch. A view:
+// the caller keeps the arrays alive until Finish returns.
 struct Routing {
   int32_t rows = 0;
   int32_t top_k = 0;
   std::span<const int32_t> expert;  // [rows, top_k], distinct within a row
   std::span<const float> weight;    // [rows, top_k], a row sums to 1
+  int32_t micro_batch = 0;          // of the step, below its number of them
 };
 
 // Names the work between Start and Finish.
@@ -31,19 +36,22 @@ class Experts {
  public:
   virtual ~Experts() = default;
 
-  // Called once before the layers of a step; frames carry its number.
-  virtual void BeginStep() = 0;
+  // Called once before the layers of a step of 1 to kMicroBatchesMax
+  // micro-batches. What was started before is forgotten.
+  virtual void BeginStep(int32_t micro_batches) = 0;
 
   // Sends the rows on their way; x is [routing.rows, hidden], alive until
-  // Finish. The caller computes the shared expert before Finish.
+  // Finish. The caller computes the shared expert before Finish. Each
+  // micro-batch has one ticket at the most at a time; FailedPrecondition: it
+  // has one, or the step has no such micro-batch.
   virtual absl::StatusOr<Ticket> Start(LayerId layer,
                                        std::span<const float> x,
                                        const Routing& routing) = 0;
 
   // out[r] = sum over shards, in shard order, of the shard's partial sum of
-  // row r; [rows, hidden], overwritten. Unavailable or DeadlineExceeded name
-  // the worker and the phase; then the whole step has failed and `out` means
-  // nothing.
+  // row r; [rows, hidden], overwritten. Tickets may be finished in any order.
+  // Unavailable or DeadlineExceeded name the worker and the phase; then the
+  // whole step has failed, no ticket is open, and `out` means nothing.
   virtual absl::Status Finish(Ticket ticket, std::span<float> out) = 0;
 };
 

@@ -39,32 +39,29 @@ LocalExperts::LocalExperts(PlacementIndex index,
   context_.workspace = &workspace_;
 }
 
-void LocalExperts::BeginStep() { pending_ = false; }
+void LocalExperts::BeginStep(int32_t micro_batches) {
+  open_.BeginStep(micro_batches);
+}
 
 absl::StatusOr<Ticket> LocalExperts::Start(LayerId layer,
                                            std::span<const float> x,
                                            const Routing& routing) {
-  if (pending_) {
-    return absl::FailedPreconditionError(
-        "experts: Start was called before Finish of the work before");
-  }
-  ASSIGN_OR_RETURN(plan_, BuildPlan(routing, layer, index_));
-  layer_ = layer;
-  x_ = x;
-  pending_ = true;
-  return Ticket{++ticket_};
+  RETURN_IF_ERROR(open_.CheckFree(routing.micro_batch));
+  Pending work{.layer = layer, .x = x, .plan = {}};
+  ASSIGN_OR_RETURN(work.plan, BuildPlan(routing, layer, index_));
+  return open_.Add(routing.micro_batch, std::move(work));
 }
 
 absl::Status LocalExperts::Finish(Ticket ticket, std::span<float> out) {
-  if (!pending_ || ticket.id != ticket_) {
-    return absl::FailedPreconditionError(
-        "experts: Finish was called with a ticket that is not open");
-  }
-  pending_ = false;
+  Pending* open = open_.Find(ticket);
+  if (open == nullptr) return open_.NotOpen();
+  const Pending work = std::move(*open);
+  open_.Close(open);
   kernels::Workspace::Scope scope(&workspace_);
   std::vector<Partial> partials;
-  for (const HolderPart& part : plan_.parts) {
-    RETURN_IF_ERROR(shards_->Compute(context_, layer_, part, x_, &partials));
+  for (const HolderPart& part : work.plan.parts) {
+    RETURN_IF_ERROR(
+        shards_->Compute(context_, work.layer, part, work.x, &partials));
   }
   Combine(std::move(partials), index_.shape().hidden, out);
   return absl::OkStatus();

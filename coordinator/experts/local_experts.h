@@ -8,6 +8,7 @@
 #include "absl/status/statusor.h"
 #include "coordinator/experts/experts.h"
 #include "coordinator/experts/local_shards.h"
+#include "coordinator/experts/open_work.h"
 #include "coordinator/experts/plan.h"
 #include "kernels/context.h"
 
@@ -27,7 +28,7 @@ class LocalExperts final : public Experts {
       ThreadPool* pool,
       kernels::Activations activations = kernels::Activations::kF32);
 
-  void BeginStep() override;
+  void BeginStep(int32_t micro_batches) override;
   absl::StatusOr<Ticket> Start(LayerId layer,
                                std::span<const float> x,
                                const Routing& routing) override;
@@ -43,11 +44,12 @@ class LocalExperts final : public Experts {
   kernels::Workspace workspace_;
   kernels::Context context_;
 
-  uint64_t ticket_ = 0;  // of the work begun last
-  bool pending_ = false;
-  LayerId layer_{};
-  std::span<const float> x_;
-  DispatchPlan plan_;
+  struct Pending {
+    LayerId layer{};
+    std::span<const float> x;
+    DispatchPlan plan;
+  };
+  OpenWork<Pending> open_;
 };
 
 }  // namespace conclave::experts

@@ -2,7 +2,6 @@
 #include "coordinator/experts/remote_experts.h"
 
 #include <algorithm>
-#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -14,6 +13,7 @@
 #include "common/transport/wire.h"
 #include "coordinator/experts/combine.h"
 #include "coordinator/experts/exchange_metrics.h"
+#include "coordinator/experts/open_work.h"
 #include "coordinator/experts/plan.h"
 #include "coordinator/experts/reply.h"
 #include "coordinator/experts/rows.h"
@@ -37,7 +37,7 @@ struct Awaited {
   ExpertReply reply;
 };
 
-// The work between Start and Finish.
+// The work between Start and Finish of a micro-batch.
 struct Pending {
   FrameTag tag;
   std::span<const float> x;
@@ -45,6 +45,15 @@ struct Pending {
   std::vector<Awaited> awaited;
   absl::Time deadline;
   int32_t open = 0;  // of awaited, not answered yet
+
+  // What the worker owes; null: nothing, or nothing any more.
+  Awaited* Owed(WorkerId worker) {
+    const auto owed =
+        std::find_if(awaited.begin(), awaited.end(), [&](const Awaited& a) {
+          return !a.answered && a.part->holder == worker;
+        });
+    return owed == awaited.end() ? nullptr : &*owed;
+  }
 };
 
 }  // namespace
@@ -72,17 +81,21 @@ struct RemoteExperts::Impl {
   absl::Status SendPart(const HolderPart& part, const Pending& work);
   absl::Status Await(Pending* work);
   absl::StatusOr<bool> Accept(Delivery delivery, Pending* work);
+  absl::StatusOr<bool> Answers(const Delivery& delivery,
+                               const Pending& work,
+                               Awaited* awaited) const;
   absl::Status Silence(const Pending& work) const;
   void AddReplies(const Pending& work, std::vector<Partial>* partials);
+  absl::Status Gather(Pending* work, std::vector<Partial>* partials);
 
   RemoteOptions options;
   PlacementIndex index;
   kernels::Workspace workspace;
   kernels::Context context;
   ExchangeMetrics metrics;
-  uint64_t step = 0;
-  uint64_t ticket = 0;  // of the work begun last
-  std::optional<Pending> pending;
+  uint64_t step = 0;       // of the first micro-batch
+  uint64_t next_step = 1;  // of the step after this one
+  OpenWork<Pending> open;
 };
 
 absl::Status RemoteExperts::Impl::SendPart(const HolderPart& part,
@@ -128,35 +141,47 @@ absl::Status RemoteExperts::Impl::SendPart(const HolderPart& part,
   return absl::OkStatus();
 }
 
-// True when the delivery answered an open request; false when it was dropped.
-absl::StatusOr<bool> RemoteExperts::Impl::Accept(Delivery delivery,
-                                                 Pending* work) {
-  const auto awaited = std::find_if(
-      work->awaited.begin(), work->awaited.end(), [&](const Awaited& a) {
-        return !a.answered && a.part->holder == delivery.from;
-      });
-  // Nobody waits for that worker: a duplicate, or news of an older step.
-  if (awaited == work->awaited.end()) return false;
+// Whether it is the answer that is awaited; if so, `awaited` has it read, but
+// not its bytes.
+absl::StatusOr<bool> RemoteExperts::Impl::Answers(const Delivery& delivery,
+                                                  const Pending& work,
+                                                  Awaited* awaited) const {
   const auto fail = [&](const absl::Status& why) {
     return Error(absl::StatusCode::kUnavailable,
                  options.transport->PeerName(delivery.from),
-                 work->tag,
+                 work.tag,
                  why.message());
   };
   if (!delivery.frame.ok()) return fail(delivery.frame.status());
-  metrics.Received(delivery.frame->size());
-  const Expected expected{.tag = work->tag,
+  const Expected expected{.tag = work.tag,
                           .part = awaited->part,
                           .hidden = index.shape().hidden,
                           .dtype = options.reply_dtype};
   const absl::StatusOr<FrameMeaning> meaning =
       ReadReply(delivery.frame->bytes(), expected, &awaited->reply);
   if (!meaning.ok()) return fail(meaning.status());
-  if (*meaning == FrameMeaning::kStale) return false;
-  awaited->frame = *std::move(delivery.frame);
-  awaited->answered = true;
-  --work->open;
-  return true;
+  return *meaning == FrameMeaning::kAnswer;
+}
+
+// True when the delivery answered an open request, of this work or of another
+// micro-batch; false when it was dropped.
+absl::StatusOr<bool> RemoteExperts::Impl::Accept(Delivery delivery,
+                                                 Pending* work) {
+  if (delivery.frame.ok()) metrics.Received(delivery.frame->size());
+  std::vector<Pending*> all = open.Others(work);
+  all.insert(all.begin(), work);
+  for (Pending* one : all) {
+    // Nobody waits for that worker: a duplicate, or news of an older step.
+    Awaited* awaited = one->Owed(delivery.from);
+    if (awaited == nullptr) continue;
+    ASSIGN_OR_RETURN(const bool answers, Answers(delivery, *one, awaited));
+    if (!answers) continue;
+    awaited->frame = *std::move(delivery.frame);
+    awaited->answered = true;
+    --one->open;
+    return true;
+  }
+  return false;
 }
 
 absl::Status RemoteExperts::Impl::Silence(const Pending& work) const {
@@ -219,6 +244,20 @@ void RemoteExperts::Impl::AddReplies(const Pending& work,
   }
 }
 
+// All partial sums of the work.
+absl::Status RemoteExperts::Impl::Gather(Pending* work,
+                                         std::vector<Partial>* partials) {
+  // Our own shards while the frames travel.
+  for (const HolderPart& part : work->plan.parts) {
+    if (part.holder != kCoordinator) continue;
+    RETURN_IF_ERROR(options.local->Compute(
+        context, work->tag.layer, part, work->x, partials));
+  }
+  RETURN_IF_ERROR(Await(work));
+  AddReplies(*work, partials);
+  return absl::OkStatus();
+}
+
 RemoteExperts::RemoteExperts(std::unique_ptr<Impl> impl)
     : impl_(std::move(impl)) {}
 RemoteExperts::~RemoteExperts() = default;
@@ -241,9 +280,10 @@ absl::StatusOr<std::unique_ptr<RemoteExperts>> RemoteExperts::Create(
       std::make_unique<Impl>(std::move(options), std::move(index))));
 }
 
-void RemoteExperts::BeginStep() {
-  ++impl_->step;
-  impl_->pending.reset();
+void RemoteExperts::BeginStep(int32_t micro_batches) {
+  impl_->step = impl_->next_step;
+  impl_->next_step += static_cast<uint64_t>(micro_batches);
+  impl_->open.BeginStep(micro_batches);
   // What a failed step left behind, above all the news of a broken link, is
   // not this step's business; Send tells when a link is still broken.
   for (int32_t i = 0; i < kStaleFramesMax; ++i) {
@@ -256,12 +296,11 @@ void RemoteExperts::BeginStep() {
 absl::StatusOr<Ticket> RemoteExperts::Start(LayerId layer,
                                             std::span<const float> x,
                                             const Routing& routing) {
-  if (impl_->pending.has_value()) {
-    return absl::FailedPreconditionError(
-        "experts: Start was called before Finish of the work before");
-  }
+  RETURN_IF_ERROR(impl_->open.CheckFree(routing.micro_batch));
   const absl::Time begin = impl_->options.clock->Now();
-  Pending work{.tag = {impl_->options.generation, impl_->step, layer},
+  const uint64_t step =
+      impl_->step + static_cast<uint64_t>(routing.micro_batch);
+  Pending work{.tag = {impl_->options.generation, step, layer},
                .x = x,
                .plan = {},
                .awaited = {},
@@ -270,33 +309,30 @@ absl::StatusOr<Ticket> RemoteExperts::Start(LayerId layer,
   ASSIGN_OR_RETURN(work.plan, BuildPlan(routing, layer, impl_->index));
   for (const HolderPart& part : work.plan.parts) {
     if (part.holder == kCoordinator) continue;
-    RETURN_IF_ERROR(impl_->SendPart(part, work));
+    const absl::Status sent = impl_->SendPart(part, work);
+    if (!sent.ok()) {
+      impl_->open.CloseAll();
+      return sent;
+    }
     work.awaited.push_back({&part, false, Buffer(), {}});
     ++work.open;
   }
   impl_->metrics.Dispatched(impl_->options.clock->Now() - begin);
-  impl_->pending.emplace(std::move(work));
-  return Ticket{++impl_->ticket};
+  return impl_->open.Add(routing.micro_batch, std::move(work));
 }
 
 absl::Status RemoteExperts::Finish(Ticket ticket, std::span<float> out) {
-  if (!impl_->pending.has_value() || ticket.id != impl_->ticket) {
-    return absl::FailedPreconditionError(
-        "experts: Finish was called with a ticket that is not open");
-  }
-  Pending work = *std::move(impl_->pending);
-  impl_->pending.reset();
+  Pending* work = impl_->open.Find(ticket);
+  if (work == nullptr) return impl_->open.NotOpen();
   kernels::Workspace::Scope scope(&impl_->workspace);
   std::vector<Partial> partials;
-  // Our own shards while the frames travel.
-  for (const HolderPart& part : work.plan.parts) {
-    if (part.holder != kCoordinator) continue;
-    RETURN_IF_ERROR(impl_->options.local->Compute(
-        impl_->context, work.tag.layer, part, work.x, &partials));
+  const absl::Status status = impl_->Gather(work, &partials);
+  if (!status.ok()) {
+    impl_->open.CloseAll();
+    return status;
   }
-  RETURN_IF_ERROR(impl_->Await(&work));
-  impl_->AddReplies(work, &partials);
   Combine(std::move(partials), impl_->index.shape().hidden, out);
+  impl_->open.Close(work);
   return absl::OkStatus();
 }
 

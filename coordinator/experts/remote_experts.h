@@ -40,14 +40,16 @@ struct RemoteOptions {
 // Shards on workers, one frame each way per layer and worker with work; the
 // coordinator's own shards are computed while the frames travel. A failure
 // names worker and phase ("exchange, layer 3"), after which the next step may
-// begin at once: answers that come late carry an old tag and are dropped.
+// begin at once: answers that come late carry an old tag and are dropped. Each
+// micro-batch has a step number of its own and so tags of its own; an answer
+// to one that comes while another is waited for is kept.
 class RemoteExperts final : public Experts {
  public:
   static absl::StatusOr<std::unique_ptr<RemoteExperts>> Create(
       RemoteOptions options);
   ~RemoteExperts() override;
 
-  void BeginStep() override;
+  void BeginStep(int32_t micro_batches) override;
   absl::StatusOr<Ticket> Start(LayerId layer,
                                std::span<const float> x,
                                const Routing& routing) override;

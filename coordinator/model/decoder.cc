@@ -113,7 +113,7 @@ absl::StatusOr<StepOutput> HostDecoder::Run(const StepBatch& batch,
   Impl& m = *impl_;
   RETURN_IF_ERROR(CheckStep(m.config, m.sizes, batch, tokens, logit_rows));
   m.a.Resize(m.config, batch.rows, static_cast<int64_t>(logit_rows.size()));
-  m.experts->BeginStep();
+  m.experts->BeginStep(1);
 
   RETURN_IF_ERROR(Embed(m.context, m.weights.embedding, tokens, m.a.x));
   if (probe != nullptr) probe->Hidden(-1, m.a.x);

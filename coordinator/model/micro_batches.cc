@@ -45,7 +45,7 @@ MicroBatches::MicroBatches(const StepBatch& step,
                            std::span<const int32_t> tokens,
                            std::span<const int32_t> logit_rows,
                            int32_t count) {
-  CONCLAVE_CHECK(count == 1 || count == kMicroBatchesMax);
+  CONCLAVE_CHECK(count == 1 || count == experts::kMicroBatchesMax);
   if (count == 1) {
     parts_.push_back({.batch = step, .tokens = tokens, .logits = logit_rows});
     return;
@@ -91,7 +91,8 @@ void MicroBatchChoice::Took(int32_t rows,
                             int32_t micro_batches,
                             absl::Duration step) {
   if (fixed_ != 0) return;
-  CONCLAVE_CHECK(micro_batches >= 1 && micro_batches <= kMicroBatchesMax);
+  CONCLAVE_CHECK(micro_batches >= 1 &&
+                 micro_batches <= experts::kMicroBatchesMax);
   Bucket& bucket = buckets_[PowerOf(rows)];
   if (!Trying(bucket)) {
     ++bucket.kept;

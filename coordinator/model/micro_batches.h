@@ -8,13 +8,10 @@
 #include <vector>
 
 #include "absl/time/time.h"
+#include "coordinator/experts/experts.h"
 #include "kernels/step_batch.h"
 
 namespace conclave::model {
-
-// Most that a step is cut into: one computes here while the experts of the
-// other are elsewhere.
-inline constexpr int32_t kMicroBatchesMax = 2;
 
 // Whole sequences of a step, in its order: rows [row_begin, row_begin +
 // batch.rows) of it.
@@ -71,7 +68,7 @@ class MicroBatchChoice {
  private:
   // Of the steps with one power of two.
   struct Bucket {
-    std::array<std::vector<absl::Duration>, kMicroBatchesMax> tried;
+    std::array<std::vector<absl::Duration>, experts::kMicroBatchesMax> tried;
     int32_t chosen = 0;  // 0: none yet
     int32_t kept = 0;    // steps since it was chosen
   };

@@ -75,7 +75,7 @@ absl::StatusOr<RoutedElsewhere> RoutedElsewhere::Create(
 
 absl::Status RoutedElsewhere::BeginStep(const DeviceEntries& all) {
   failure_ = absl::OkStatus();
-  experts_->BeginStep();
+  experts_->BeginStep(1);
   if (shared_.rows == all.rows) return absl::OkStatus();
   shared_.rows = all.rows;
   shared_.group_rows = all.group_rows;

@@ -22,7 +22,9 @@ class FaultyExperts final : public experts::Experts {
  public:
   enum Fault { kNone, kUnavailable, kNotANumber };
 
-  void BeginStep() override { model_.local->BeginStep(); }
+  void BeginStep(int32_t micro_batches) override {
+    model_.local->BeginStep(micro_batches);
+  }
   absl::StatusOr<experts::Ticket> Start(
       LayerId layer,
       std::span<const float> x,

@@ -93,7 +93,7 @@ TEST(LocalExperts, ComputeTheWeightedSumOfTheChosenExperts) {
         const size_t row = i / kTopK * kHidden;
         naive.Add(expert[i], weight[i], &x[row], &want[row]);
       }
-      local.experts->BeginStep();
+      local.experts->BeginStep(1);
       const auto ticket =
           local.experts->Start(LayerId{layer}, x, {3, kTopK, expert, weight});
       ASSERT_TRUE(ticket.ok()) << ticket.status();
