@@ -22,14 +22,29 @@ void Activations::Resize(const checkpoint::ModelConfig& config,
     rest = rest.subspan(size);
     return out;
   };
-  x = take(stream);
-  u = take(stream);
-  y = take(stream);
-  shared = take(stream);
-  expert_weight = take(choices);
+  all.x = take(stream);
+  all.u = take(stream);
+  all.y = take(stream);
+  all.shared = take(stream);
+  all.expert_weight = take(choices);
   head_in = take(head);
   logits = take(vocab);
-  expert = std::span(ints_).first(choices);
+  all.expert = std::span(ints_).first(choices);
+  hidden_ = static_cast<size_t>(config.hidden_size);
+  top_k_ = static_cast<size_t>(config.num_experts_per_tok);
+}
+
+RowArrays Activations::Rows(int32_t begin, int32_t rows) const {
+  const auto of = [&](auto array, size_t width) {
+    return array.subspan(static_cast<size_t>(begin) * width,
+                         static_cast<size_t>(rows) * width);
+  };
+  return {.x = of(all.x, hidden_),
+          .u = of(all.u, hidden_),
+          .y = of(all.y, hidden_),
+          .shared = of(all.shared, hidden_),
+          .expert = of(all.expert, top_k_),
+          .expert_weight = of(all.expert_weight, top_k_)};
 }
 
 }  // namespace conclave::model

@@ -142,7 +142,8 @@ absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Create(
     ThreadPool* pool,
     StateSizes sizes,
     kernels::Activations activations,
-    const DevicePlace& place) {
+    const DevicePlace& place,
+    const MicroBatchSettings& micro_batches) {
   if (backend == kernels::Backend::kCuda && place.gpus.size() > 1) {
     if (experts == nullptr) {
       return CreateOnGroup(checkpoint, sizes, activations, place);
@@ -159,7 +160,8 @@ absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Create(
                               .backend = backend,
                               .pool = pool,
                               .sizes = sizes,
-                              .activations = activations});
+                              .activations = activations,
+                              .micro_batches = micro_batches});
 }
 
 }  // namespace conclave::model

@@ -8,14 +8,18 @@
 //     x = x + moe(norm(x))         moe: routed experts + shared expert
 //   logits = head norm(x)
 //
+// A step may be two micro-batches, whole sequences each (micro_batches.h).
 // Memory lies elsewhere: weights.h, state_pool.h, activations.h.
 
 #include <algorithm>
+#include <optional>
 #include <utility>
+#include <vector>
 
 #include "common/status_macros.h"
 #include "coordinator/model/activations.h"
 #include "coordinator/model/host_decoder.h"
+#include "coordinator/model/micro_batches.h"
 #include "coordinator/model/shapes.h"
 #include "coordinator/model/state_pool.h"
 #include "coordinator/model/step_check.h"
@@ -37,9 +41,23 @@ using kernels::Route;
 using kernels::SharedExpert;
 using kernels::StepBatch;
 
+namespace {
+
+// A micro-batch on its way through the layers.
+struct Lane {
+  int32_t number = 0;
+  StepBatch batch;
+  RowArrays a;
+  experts::Ticket ticket;  // of the layer that was begun last
+};
+
+}  // namespace
+
 struct HostDecoder::Impl {
-  absl::Status DecodeLayer(int32_t index, const StepBatch& batch, Probe* probe);
-  absl::Status Mix(int32_t index, const StepBatch& batch);
+  absl::Status Layers(std::span<Lane> lanes, Probe* probe);
+  absl::Status BeginLayer(int32_t index, Lane* lane, Probe* probe);
+  absl::Status EndLayer(int32_t index, const Lane& lane, Probe* probe);
+  absl::Status Mix(int32_t index, const Lane& lane);
   absl::Status Head(std::span<const int32_t> logit_rows);
 
   ModelConfig config;
@@ -52,38 +70,64 @@ struct HostDecoder::Impl {
   Activations a;
   kernels::Workspace workspace;
   kernels::Context context;
+  std::optional<MicroBatchSteps> micro_batches;
 };
 
-absl::Status HostDecoder::Impl::DecodeLayer(int32_t index,
-                                            const StepBatch& batch,
-                                            Probe* probe) {
+// Up to where the routed experts have what they need, and the shared one.
+absl::Status HostDecoder::Impl::BeginLayer(int32_t index,
+                                           Lane* lane,
+                                           Probe* probe) {
   const LayerWeights& layer = weights.layers[static_cast<size_t>(index)];
   const float eps = config.rms_norm_eps;
-  const int32_t rows = batch.rows;
+  const int32_t rows = lane->batch.rows;
   const int32_t top_k = config.num_experts_per_tok;
+  const RowArrays& a = lane->a;
 
   RETURN_IF_ERROR(RmsNorm(context, a.x, rows, layer.input_norm, eps, a.u));
-  RETURN_IF_ERROR(Mix(index, batch));
+  RETURN_IF_ERROR(Mix(index, *lane));
   RETURN_IF_ERROR(AddTo(context, a.y, a.x));
 
   RETURN_IF_ERROR(
       RmsNorm(context, a.x, rows, layer.post_attention_norm, eps, a.u));
   RETURN_IF_ERROR(Route(
       context, layer.router, a.u, rows, top_k, a.expert, a.expert_weight));
-  const experts::Routing routing{rows, top_k, a.expert, a.expert_weight};
+  const experts::Routing routing{
+      rows, top_k, a.expert, a.expert_weight, lane->number};
   if (probe != nullptr) probe->Routed(index, routing);
+  ASSIGN_OR_RETURN(lane->ticket, experts->Start(LayerId{index}, a.u, routing));
   // The shared expert fills the time that the routed ones need.
-  ASSIGN_OR_RETURN(const experts::Ticket ticket,
-                   experts->Start(LayerId{index}, a.u, routing));
-  RETURN_IF_ERROR(SharedExpert(context, layer.shared, a.u, rows, a.shared));
-  RETURN_IF_ERROR(experts->Finish(ticket, a.y));
-  RETURN_IF_ERROR(AddTo(context, a.shared, a.y));
-  return AddTo(context, a.y, a.x);
+  return SharedExpert(context, layer.shared, a.u, rows, a.shared);
+}
+
+absl::Status HostDecoder::Impl::EndLayer(int32_t index,
+                                         const Lane& lane,
+                                         Probe* probe) {
+  RETURN_IF_ERROR(experts->Finish(lane.ticket, lane.a.y));
+  RETURN_IF_ERROR(AddTo(context, lane.a.shared, lane.a.y));
+  RETURN_IF_ERROR(AddTo(context, lane.a.y, lane.a.x));
+  if (probe != nullptr) probe->Hidden(index, lane.a.x);
+  return absl::OkStatus();
+}
+
+// While the experts of one lane compute, the other one mixes.
+absl::Status HostDecoder::Impl::Layers(std::span<Lane> lanes, Probe* probe) {
+  for (int32_t index = 0; index < config.num_hidden_layers; ++index) {
+    for (Lane& lane : lanes) {
+      if (index > 0) RETURN_IF_ERROR(EndLayer(index - 1, lane, probe));
+      RETURN_IF_ERROR(BeginLayer(index, &lane, probe));
+    }
+  }
+  for (const Lane& lane : lanes) {
+    RETURN_IF_ERROR(EndLayer(config.num_hidden_layers - 1, lane, probe));
+  }
+  return absl::OkStatus();
 }
 
 // y = mixer(u); every fourth layer is attention.
-absl::Status HostDecoder::Impl::Mix(int32_t index, const StepBatch& batch) {
+absl::Status HostDecoder::Impl::Mix(int32_t index, const Lane& lane) {
   const LayerWeights& layer = weights.layers[static_cast<size_t>(index)];
+  const RowArrays& a = lane.a;
+  const StepBatch& batch = lane.batch;
   if (layer.full_attention) {
     return GatedAttention(
         context, attention, layer.attention, states.kv(index), batch, a.u, a.y);
@@ -95,7 +139,7 @@ absl::Status HostDecoder::Impl::Mix(int32_t index, const StepBatch& batch) {
 absl::Status HostDecoder::Impl::Head(std::span<const int32_t> logit_rows) {
   const auto hidden = static_cast<size_t>(config.hidden_size);
   for (size_t i = 0; i < logit_rows.size(); ++i) {
-    std::copy_n(&a.u[static_cast<size_t>(logit_rows[i]) * hidden],
+    std::copy_n(&a.all.u[static_cast<size_t>(logit_rows[i]) * hidden],
                 hidden,
                 &a.head_in[i * hidden]);
   }
@@ -113,22 +157,31 @@ absl::StatusOr<StepOutput> HostDecoder::Run(const StepBatch& batch,
   Impl& m = *impl_;
   RETURN_IF_ERROR(CheckStep(m.config, m.sizes, batch, tokens, logit_rows));
   m.a.Resize(m.config, batch.rows, static_cast<int64_t>(logit_rows.size()));
-  m.experts->BeginStep(1);
-
-  RETURN_IF_ERROR(Embed(m.context, m.weights.embedding, tokens, m.a.x));
-  if (probe != nullptr) probe->Hidden(-1, m.a.x);
-  for (int32_t index = 0; index < m.config.num_hidden_layers; ++index) {
-    RETURN_IF_ERROR(m.DecodeLayer(index, batch, probe));
-    if (probe != nullptr) probe->Hidden(index, m.a.x);
+  // A probe sees whole layers.
+  const int32_t count = m.micro_batches->Begin(batch, probe == nullptr);
+  const MicroBatches cut(batch, tokens, count);
+  std::vector<Lane> lanes;
+  for (const MicroBatch& part : cut.all()) {
+    lanes.push_back({.number = static_cast<int32_t>(lanes.size()),
+                     .batch = part.batch,
+                     .a = m.a.Rows(part.row_begin, part.batch.rows),
+                     .ticket = {}});
   }
+  m.experts->BeginStep(count);
+
+  const RowArrays& all = m.a.all;
+  RETURN_IF_ERROR(Embed(m.context, m.weights.embedding, tokens, all.x));
+  if (probe != nullptr) probe->Hidden(-1, all.x);
+  RETURN_IF_ERROR(m.Layers(lanes, probe));
   RETURN_IF_ERROR(RmsNorm(m.context,
-                          m.a.x,
+                          all.x,
                           batch.rows,
                           m.weights.final_norm,
                           m.config.rms_norm_eps,
-                          m.a.u));
+                          all.u));
   RETURN_IF_ERROR(m.Head(logit_rows));
-  return StepOutput{.logits = m.a.logits, .hidden = m.a.u};
+  m.micro_batches->End();
+  return StepOutput{.logits = m.a.logits, .hidden = all.u};
 }
 
 absl::StatusOr<std::unique_ptr<HostDecoder>> HostDecoder::Create(
@@ -144,6 +197,7 @@ absl::StatusOr<std::unique_ptr<HostDecoder>> HostDecoder::Create(
                    StatePool::Create(impl->config, options.sizes));
   impl->context = {
       options.backend, options.pool, &impl->workspace, options.activations};
+  impl->micro_batches.emplace(options.micro_batches);
   return std::unique_ptr<HostDecoder>(new HostDecoder(std::move(impl)));
 }
 

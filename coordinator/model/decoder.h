@@ -11,6 +11,7 @@
 #include "common/checkpoint/checkpoint.h"
 #include "common/checkpoint/shard_weights.h"
 #include "coordinator/experts/experts.h"
+#include "coordinator/model/micro_batches.h"
 #include "coordinator/model/rank_cut.h"
 #include "coordinator/model/step_sampler.h"
 #include "kernels/context.h"
@@ -81,7 +82,8 @@ class Decoder {
  public:
   // The one that `backend` calls for. On a GPU, activations are float32 with
   // kF32, else bf16; `pool` is not used; the decoder holds routed experts of
-  // its own, as `place` says, and without `experts` all. Unavailable: no GPU.
+  // its own, as `place` says, and without `experts` all. `micro_batches`: of
+  // steps with `experts`. Unavailable: no GPU.
   static absl::StatusOr<std::unique_ptr<Decoder>> Create(
       const checkpoint::Checkpoint& checkpoint,
       experts::Experts* experts,
@@ -89,7 +91,8 @@ class Decoder {
       ThreadPool* pool,
       StateSizes sizes,
       kernels::Activations activations = kernels::Activations::kF32,
-      const DevicePlace& place = {});
+      const DevicePlace& place = {},
+      const MicroBatchSettings& micro_batches = {});
   virtual ~Decoder() = default;
 
   // tokens: [batch.rows], ids in [0, vocab). logit_rows: rows whose logits are

@@ -20,6 +20,7 @@ class HostDecoder final : public Decoder {
     ThreadPool* pool = nullptr;
     StateSizes sizes;
     kernels::Activations activations = kernels::Activations::kF32;
+    MicroBatchSettings micro_batches = {};
   };
   // What the options point to outlives this.
   static absl::StatusOr<std::unique_ptr<HostDecoder>> Create(

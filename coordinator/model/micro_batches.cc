@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "common/check.h"
 
 namespace conclave::model {
@@ -43,11 +44,10 @@ int32_t PowerOf(int32_t rows) {
 
 MicroBatches::MicroBatches(const StepBatch& step,
                            std::span<const int32_t> tokens,
-                           std::span<const int32_t> logit_rows,
                            int32_t count) {
   CONCLAVE_CHECK(count == 1 || count == experts::kMicroBatchesMax);
   if (count == 1) {
-    parts_.push_back({.batch = step, .tokens = tokens, .logits = logit_rows});
+    parts_.push_back({.batch = step, .tokens = tokens});
     return;
   }
   CONCLAVE_CHECK(step.sequences.size() >= 2);
@@ -56,22 +56,13 @@ MicroBatches::MicroBatches(const StepBatch& step,
   const auto later = step.sequences.subspan(cut);
   sequences_.assign(later.begin(), later.end());
   for (SequenceRows& s : sequences_) s.row_begin -= rows;
-  const auto wanted =
-      std::lower_bound(logit_rows.begin(), logit_rows.end(), rows) -
-      logit_rows.begin();
-  for (const int32_t row : logit_rows.subspan(static_cast<size_t>(wanted))) {
-    logits_.push_back(row - rows);
-  }
   parts_.push_back(
       {.batch = {.sequences = step.sequences.first(cut), .rows = rows},
-       .tokens = tokens.first(static_cast<size_t>(rows)),
-       .logits = logit_rows.first(static_cast<size_t>(wanted))});
+       .tokens = tokens.first(static_cast<size_t>(rows))});
   parts_.push_back(
       {.row_begin = rows,
        .batch = {.sequences = sequences_, .rows = step.rows - rows},
-       .tokens = tokens.subspan(static_cast<size_t>(rows)),
-       .logits = logits_,
-       .logits_begin = static_cast<int32_t>(wanted)});
+       .tokens = tokens.subspan(static_cast<size_t>(rows))});
 }
 
 bool MicroBatchChoice::Trying(const Bucket& bucket) {
@@ -106,6 +97,30 @@ void MicroBatchChoice::Took(int32_t rows,
   bucket.kept = 0;
   one.clear();
   two.clear();
+}
+
+MicroBatchSteps::MicroBatchSteps(const MicroBatchSettings& settings)
+    : choice_(settings.count), clock_(settings.clock) {
+  if (settings.metrics == nullptr) return;
+  for (int32_t count = 1; count <= experts::kMicroBatchesMax; ++count) {
+    steps_.push_back(settings.metrics->AddCounter(
+        "conclave_micro_batch_steps_total",
+        "Steps with experts on workers, by how many micro-batches they had",
+        {{"micro_batches", absl::StrCat(count)}}));
+  }
+}
+
+int32_t MicroBatchSteps::Begin(const StepBatch& step, bool may_cut) {
+  const bool cut = may_cut && step.sequences.size() >= 2;
+  rows_ = cut ? step.rows : 0;
+  count_ = cut ? choice_.For(step.rows) : 1;
+  begin_ = clock_->Now();
+  return count_;
+}
+
+void MicroBatchSteps::End() {
+  if (rows_ > 0) choice_.Took(rows_, count_, clock_->Now() - begin_);
+  if (!steps_.empty()) steps_[static_cast<size_t>(count_ - 1)].Add();
 }
 
 }  // namespace conclave::model

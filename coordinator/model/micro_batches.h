@@ -8,6 +8,8 @@
 #include <vector>
 
 #include "absl/time/time.h"
+#include "common/clock.h"
+#include "common/metrics.h"
 #include "coordinator/experts/experts.h"
 #include "kernels/step_batch.h"
 
@@ -19,8 +21,6 @@ struct MicroBatch {
   int32_t row_begin = 0;
   kernels::StepBatch batch;         // rows counted from row_begin
   std::span<const int32_t> tokens;  // [batch.rows]
-  std::span<const int32_t> logits;  // rows wanted, counted from row_begin
-  int32_t logits_begin = 0;         // place of the first among the step's
 };
 
 // A step cut into consecutive micro-batches. Views into the step, which
@@ -28,10 +28,9 @@ struct MicroBatch {
 class MicroBatches {
  public:
   // `count`: 1, or 2 if the step has two sequences or more: cut where the
-  // larger one has the fewest rows. logit_rows: ascending, if cut.
+  // larger one has the fewest rows.
   MicroBatches(const kernels::StepBatch& step,
                std::span<const int32_t> tokens,
-               std::span<const int32_t> logit_rows,
                int32_t count);
   MicroBatches(const MicroBatches&) = delete;
   MicroBatches& operator=(const MicroBatches&) = delete;
@@ -40,9 +39,7 @@ class MicroBatches {
 
  private:
   std::vector<MicroBatch> parts_;
-  // Of the second one.
-  std::vector<kernels::SequenceRows> sequences_;
-  std::vector<int32_t> logits_;
+  std::vector<kernels::SequenceRows> sequences_;  // of the second one
 };
 
 // How many micro-batches a step of so many rows gets: as set, or by what both
@@ -76,6 +73,34 @@ class MicroBatchChoice {
 
   int32_t fixed_;
   std::map<int32_t, Bucket> buckets_;  // by the power of two
+};
+
+// How a decoder whose experts are elsewhere cuts its steps.
+struct MicroBatchSettings {
+  int32_t count = 1;           // 1, 2, or 0: by measured gain
+  Clock* clock = RealClock();  // what steps are measured by
+  Metrics* metrics = nullptr;  // of steps by their number; may be null
+};
+
+// Stands around each step of one decoder: how many micro-batches, and what
+// they took. One thread.
+class MicroBatchSteps {
+ public:
+  explicit MicroBatchSteps(const MicroBatchSettings& settings);
+
+  // For the step that begins. 1 where it is not to be cut: it has a single
+  // sequence, or somebody watches whole layers.
+  int32_t Begin(const kernels::StepBatch& step, bool may_cut);
+  // The step that began last has succeeded.
+  void End();
+
+ private:
+  MicroBatchChoice choice_;
+  Clock* clock_;
+  std::vector<Counter> steps_;  // by number less one; empty without metrics
+  int32_t rows_ = 0;            // of the step; 0: it could not be cut
+  int32_t count_ = 1;
+  absl::Time begin_;
 };
 
 }  // namespace conclave::model

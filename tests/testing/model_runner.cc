@@ -32,18 +32,18 @@ ModelRunner::ModelRunner(const checkpoint::Checkpoint& checkpoint,
                          kernels::Activations activations,
                          int32_t gpu,
                          const std::vector<bool>& routed_here,
-                         kernels::GdnDType gdn)
+                         kernels::GdnDType gdn,
+                         const model::MicroBatchSettings& micro_batches)
     : vocab_(checkpoint.config().vocab_size) {
-  auto decoder = model::Decoder::Create(checkpoint,
-                                        experts,
-                                        backend,
-                                        pool,
-                                        Sizes(),
-                                        activations,
-                                        {.gpu = gpu,
-                                         .gdn = gdn,
-                                         .progress = nullptr,
-                                         .routed_here = routed_here});
+  auto decoder = model::Decoder::Create(
+      checkpoint,
+      experts,
+      backend,
+      pool,
+      Sizes(),
+      activations,
+      {.gpu = gpu, .gdn = gdn, .progress = nullptr, .routed_here = routed_here},
+      micro_batches);
   EXPECT_TRUE(decoder.ok()) << decoder.status();
   if (decoder.ok()) decoder_ = *std::move(decoder);
 }

@@ -30,7 +30,8 @@ class ModelRunner {
               kernels::Activations activations = kernels::Activations::kF32,
               int32_t gpu = 0,
               const std::vector<bool>& routed_here = {},
-              kernels::GdnDType gdn = kernels::GdnDType::kF32);
+              kernels::GdnDType gdn = kernels::GdnDType::kF32,
+              const model::MicroBatchSettings& micro_batches = {});
 
   ModelRunner(std::unique_ptr<model::Decoder> decoder, int32_t vocab)
       : decoder_(std::move(decoder)), vocab_(vocab) {}

@@ -5,22 +5,18 @@
 
 #include <gtest/gtest.h>
 
-#include <memory>
 #include <string>
 #include <tuple>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "common/transport/memory_transport.h"
-#include "coordinator/experts/remote_experts.h"
+#include "tests/parity/model/remote_model.h"
 #include "tests/parity/model/tolerances.h"
 #include "tests/testing/form.h"
 #include "tests/testing/golden.h"
-#include "tests/testing/memory_cluster.h"
 #include "tests/testing/model_runner.h"
 #include "tests/testing/seeded.h"
-#include "tests/testing/simulated_clock.h"
 #include "tests/testing/single_process.h"
 
 namespace conclave::parity {
@@ -29,48 +25,6 @@ namespace {
 using testing::FindGolden;
 using testing::ModelRunner;
 using testing::Workers;
-
-// The embedded model with its experts behind a MemoryTransport.
-struct Remote {
-  Remote(const v1::ClusterConfig& config,
-         testing::Form form,
-         DType rows = DType::kF32,
-         const std::vector<bool>& routed_here = {})
-      : pool(2), cluster(config, OfExperts(form), &pool) {
-    for (int32_t i = 0; i < cluster.workers(); ++i) {
-      transport.AddWorker(
-          WorkerId{i}, config.workers(i).name(), cluster.handler(i));
-    }
-    experts::RemoteOptions options = cluster.remote_options();
-    options.transport = &transport;
-    options.clock = &clock;
-    options.row_dtype = rows;
-    options.reply_dtype = rows;
-    auto made = experts::RemoteExperts::Create(std::move(options));
-    EXPECT_TRUE(made.ok()) << made.status();
-    experts = *std::move(made);
-    runner = std::make_unique<ModelRunner>(testing::TinyModel(),
-                                           experts.get(),
-                                           form.backend,
-                                           &pool,
-                                           kernels::Activations::kF32,
-                                           form.gpu,
-                                           routed_here);
-  }
-
-  // Workers beside a coordinator on a GPU compute on the CPU here.
-  static kernels::Backend OfExperts(testing::Form form) {
-    return form.backend == kernels::Backend::kCuda ? kernels::Backend::kCpu
-                                                   : form.backend;
-  }
-
-  ThreadPool pool;
-  testing::SimulatedClock clock;
-  transport::MemoryTransport transport;
-  testing::MemoryCluster cluster;
-  std::unique_ptr<experts::RemoteExperts> experts;
-  std::unique_ptr<ModelRunner> runner;
-};
 
 // All logits of a prefill of two sequences in one step, then three steps that
 // decode both.
@@ -91,41 +45,6 @@ std::vector<std::vector<float>> AllLogits(ModelRunner* runner) {
          {.sequence = &b, .tokens = {sums.greedy_ids[i]}}});
   }
   return out;
-}
-
-struct Topology {
-  std::string name;
-  std::vector<double> shares;
-  bool columns = false;
-  int32_t shards = 0;
-  double coordinator_share = 0;
-
-  v1::ClusterConfig config() const {
-    v1::ClusterConfig out = Workers(shares);
-    out.mutable_placement()->set_split(columns ? "columns" : "experts");
-    out.mutable_placement()->set_shards(shards);
-    out.mutable_placement()->set_coordinator_share(coordinator_share);
-    return out;
-  }
-};
-
-const std::vector<Topology>& Topologies() {
-  static const auto* const all = new std::vector<Topology>{
-      {.name = "one_worker", .shares = {1}},
-      {.name = "two_workers", .shares = {1, 1}},
-      {.name = "three_uneven", .shares = {1, 2, 4}},
-      {.name = "four_workers", .shares = {1, 1, 1, 1}},
-      {.name = "two_columns", .shares = {1, 1}, .columns = true},
-      {.name = "three_columns", .shares = {2, 1, 1}, .columns = true},
-      {.name = "four_columns", .shares = {1, 1, 1, 1}, .columns = true},
-      {.name = "with_coordinator", .shares = {1, 3}, .coordinator_share = 2},
-      {.name = "columns_with_coordinator",
-       .shares = {1, 1},
-       .columns = true,
-       .coordinator_share = 2},
-      {.name = "seven_shards", .shares = {2, 1, 4}, .shards = 7},
-  };
-  return *all;
 }
 
 class SameShards

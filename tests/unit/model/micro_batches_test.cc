@@ -4,7 +4,10 @@
 #include <gtest/gtest.h>
 
 #include <numeric>
+#include <string>
 #include <vector>
+
+#include "tests/testing/simulated_clock.h"
 
 namespace conclave::model {
 namespace {
@@ -12,8 +15,7 @@ namespace {
 using kernels::SequenceRows;
 using kernels::StepBatch;
 
-// A step of sequences with so many rows each; tokens count up from 100, and
-// the last row of each sequence has logits.
+// A step of sequences with so many rows each; tokens count up from 100.
 struct Step {
   explicit Step(const std::vector<int32_t>& sizes) {
     int32_t row = 0;
@@ -23,7 +25,6 @@ struct Step {
       s.rows = size;
       s.position = 10 * row;
       row += size;
-      logit_rows.push_back(row - 1);
     }
     tokens.resize(static_cast<size_t>(row));
     std::iota(tokens.begin(), tokens.end(), 100);
@@ -34,21 +35,17 @@ struct Step {
   }
 
   std::vector<SequenceRows> sequences;
-  std::vector<int32_t> tokens, logit_rows;
+  std::vector<int32_t> tokens;
 };
 
 // Every number of the step lies in exactly one part, at the place it says.
 void ExpectWhole(const Step& step, const MicroBatches& cut) {
-  std::vector<int32_t> tokens, logits;
+  std::vector<int32_t> tokens;
   size_t sequence = 0;
   for (const MicroBatch& part : cut.all()) {
     EXPECT_EQ(part.row_begin, static_cast<int32_t>(tokens.size()));
-    EXPECT_EQ(part.logits_begin, static_cast<int32_t>(logits.size()));
     EXPECT_EQ(part.tokens.size(), static_cast<size_t>(part.batch.rows));
     tokens.insert(tokens.end(), part.tokens.begin(), part.tokens.end());
-    for (const int32_t row : part.logits) {
-      logits.push_back(part.row_begin + row);
-    }
     int32_t rows = 0;
     for (const SequenceRows& s : part.batch.sequences) {
       const SequenceRows& whole = step.sequences[sequence++];
@@ -62,12 +59,11 @@ void ExpectWhole(const Step& step, const MicroBatches& cut) {
   }
   EXPECT_EQ(sequence, step.sequences.size());
   EXPECT_EQ(tokens, step.tokens);
-  EXPECT_EQ(logits, step.logit_rows);
 }
 
 TEST(MicroBatches, OneIsTheStepItself) {
   const Step step({1, 3, 2});
-  const MicroBatches cut(step.batch(), step.tokens, step.logit_rows, 1);
+  const MicroBatches cut(step.batch(), step.tokens, 1);
   ASSERT_EQ(cut.all().size(), 1u);
   ExpectWhole(step, cut);
 }
@@ -85,19 +81,11 @@ TEST(MicroBatches, TwoAreCutBetweenSequencesNearTheMiddle) {
                {{1, 1, 1, 1, 64, 64, 2}, 68}};
   for (const auto& c : cases) {
     const Step step(c.sizes);
-    const MicroBatches cut(step.batch(), step.tokens, step.logit_rows, 2);
+    const MicroBatches cut(step.batch(), step.tokens, 2);
     ASSERT_EQ(cut.all().size(), 2u);
     EXPECT_EQ(cut.all()[0].batch.rows, c.first);
     ExpectWhole(step, cut);
   }
-}
-
-TEST(MicroBatches, AHalfMayWantNoLogits) {
-  Step step({4, 4});
-  step.logit_rows = {6, 7};
-  const MicroBatches cut(step.batch(), step.tokens, step.logit_rows, 2);
-  EXPECT_TRUE(cut.all()[0].logits.empty());
-  ExpectWhole(step, cut);
 }
 
 // Runs `steps` steps of `rows` rows, each as it is told to, taking `took[m]`
@@ -194,6 +182,37 @@ TEST(MicroBatchChoice, StepsThatRanOtherwiseThanToldDoNotHurt) {
   }
   EXPECT_EQ(Twos(&choice, 64, kTries, kTwoIsFaster), kTries);
   EXPECT_EQ(choice.For(64), 2);
+}
+
+TEST(MicroBatchSteps, MeasureAndCount) {
+  testing::SimulatedClock clock;
+  Metrics metrics;
+  MicroBatchSteps steps({.count = 0, .clock = &clock, .metrics = &metrics});
+  const Step two({1, 1}), one({2});
+  const auto run = [&](const Step& step, bool may_cut) {
+    const int32_t count = steps.Begin(step.batch(), may_cut);
+    clock.Advance(kTwoIsFaster[count - 1]);
+    steps.End();
+    return count;
+  };
+  for (int32_t i = 0; i < 2 * kTries; ++i) {
+    EXPECT_EQ(run(two, true), 1 + i % 2);
+    // These cannot be cut, and decide nothing.
+    EXPECT_EQ(run(one, true), 1);
+    EXPECT_EQ(run(two, false), 1);
+  }
+  // A step that failed is not counted.
+  steps.Begin(two.batch(), true);
+  EXPECT_EQ(run(two, true), 2);
+  const std::string text = metrics.Render();
+  EXPECT_NE(
+      text.find("conclave_micro_batch_steps_total{micro_batches=\"2\"} 6"),
+      std::string::npos)
+      << text;
+  EXPECT_NE(
+      text.find("conclave_micro_batch_steps_total{micro_batches=\"1\"} 25"),
+      std::string::npos)
+      << text;
 }
 
 }  // namespace
