@@ -35,6 +35,8 @@ inline constexpr int32_t kWorkersMax = 256;
 inline constexpr int32_t kRanksMax = 8;
 // A rank's share of the columns of experts, relative to the others'.
 inline constexpr int32_t kRankShareMax = 1000;
+// Of a step: one is computed here while the experts of the other compute.
+inline constexpr int32_t kMicroBatchesMax = 2;
 inline constexpr int32_t kExpertsMax = 4096;
 inline constexpr int32_t kLayersMax = 1024;
 inline constexpr int32_t kTopKMax = 64;

@@ -335,6 +335,10 @@ absl::Status Validate(const v1::ClusterConfig& config) {
       CheckWord("exchange.rows", config.exchange().rows(), {"f32", "bf16"}));
   RETURN_IF_ERROR(CheckWord(
       "exchange.replies", config.exchange().replies(), {"f32", "bf16"}));
+  RETURN_IF_ERROR(CheckRange("exchange.micro_batches",
+                             config.exchange().micro_batches(),
+                             0,
+                             limits::kMicroBatchesMax));
   return CheckLimits(config.limits());
 }
 

@@ -9,6 +9,7 @@
 #include "absl/flags/flag.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+#include "common/limits.h"
 #include "common/status_macros.h"
 #include "common/version.h"
 #include "coordinator/cli/bench_shape.h"
@@ -24,6 +25,11 @@ ABSL_FLAG(std::string,
           "forms of the blocks to compare, comma list");
 ABSL_FLAG(int32_t, steps, 64, "decode steps of one measurement");
 ABSL_FLAG(int32_t, prefill, 512, "tokens of the prefill measurement");
+ABSL_FLAG(std::string,
+          micro_batches,
+          "",
+          "with workers: of a step, comma list of 0 (by measured gain), 1, 2; "
+          "empty: as the configuration says");
 ABSL_FLAG(int32_t, repeats, 5, "measurements of each case; medians are shown");
 
 ABSL_DECLARE_FLAG(std::string, shape);
@@ -43,16 +49,19 @@ struct Case {
   std::string backend;
   int32_t threads = 1;
   int32_t sequences = 1;
+  int32_t micro_batches = 0;    // exchange.micro_batches
   std::vector<double> decode;   // tokens/s, one per repeat
-  std::vector<double> prefill;  // tokens/s
+  std::vector<double> prefill;  // tokens/s, one sequence
+  std::vector<double> prompts;  // tokens/s, all contexts in one step
 };
 
 // Decodes made-up tokens on the bare decoder: no HTTP, no text, no sampling.
 class Runner {
  public:
   static absl::StatusOr<std::unique_ptr<Runner>> Create(
-      const v1::ClusterConfig& config, const Case& what) {
+      v1::ClusterConfig config, const Case& what) {
     auto runner = std::unique_ptr<Runner>(new Runner);
+    config.mutable_exchange()->set_micro_batches(what.micro_batches);
     Deployment::Options options;
     options.backend = what.backend == "cpu-plain" ? kernels::Backend::kCpuPlain
                                                   : kernels::Backend::kCpu;
@@ -65,15 +74,17 @@ class Runner {
         runner->deployment_->WaitReady(RealClock()->Now() + kReadyWithin));
     const int32_t tokens = std::max(Context() + absl::GetFlag(FLAGS_steps),
                                     absl::GetFlag(FLAGS_prefill));
-    ASSIGN_OR_RETURN(runner->steps_,
-                     MadeUpSteps::Create(
-                         runner->deployment_->checkpoint(),
-                         runner->deployment_->experts(),
-                         runner->deployment_->pool(),
-                         {.backend = options.backend,
-                          .sequences = what.sequences,
-                          .tokens = tokens,
-                          .activations = runner->deployment_->activations()}));
+    ASSIGN_OR_RETURN(
+        runner->steps_,
+        MadeUpSteps::Create(
+            runner->deployment_->checkpoint(),
+            runner->deployment_->experts(),
+            runner->deployment_->pool(),
+            {.backend = options.backend,
+             .sequences = what.sequences,
+             .tokens = tokens,
+             .activations = runner->deployment_->activations(),
+             .micro_batches = runner->deployment_->micro_batches()}));
     return runner;
   }
 
@@ -88,7 +99,9 @@ class Runner {
     absl::Time start = RealClock()->Now();
     RETURN_IF_ERROR(Step(1, prefill, 0));
     what.prefill.push_back(prefill / Seconds(start));
+    start = RealClock()->Now();
     RETURN_IF_ERROR(Step(what.sequences, context, 0));
+    what.prompts.push_back(context * what.sequences / Seconds(start));
     start = RealClock()->Now();
     for (int32_t i = 0; i < steps; ++i) {
       RETURN_IF_ERROR(Step(what.sequences, 1, context + i));
@@ -107,11 +120,16 @@ class Runner {
   std::unique_ptr<MadeUpSteps> steps_;
 };
 
-absl::StatusOr<std::vector<Case>> Cases() {
+absl::StatusOr<std::vector<Case>> Cases(const v1::ClusterConfig& config) {
   ASSIGN_OR_RETURN(const auto sequences,
                    Counts(absl::GetFlag(FLAGS_sequences), "1,8"));
   ASSIGN_OR_RETURN(const auto threads,
                    Counts(absl::GetFlag(FLAGS_bench_threads), "1,2"));
+  ASSIGN_OR_RETURN(const auto micro_batches,
+                   Counts(absl::GetFlag(FLAGS_micro_batches),
+                          absl::StrCat(config.exchange().micro_batches()),
+                          limits::kMicroBatchesMax,
+                          0));
   std::vector<Case> out;
   for (const auto& backend :
        absl::StrSplit(absl::GetFlag(FLAGS_backends), ',')) {
@@ -122,15 +140,24 @@ absl::StatusOr<std::vector<Case>> Cases() {
       for (const int32_t s : sequences) {
         // The plain twins have one thread.
         if (backend == "cpu-plain" && t != threads[0]) continue;
-        out.push_back({.backend = std::string(backend),
-                       .threads = t,
-                       .sequences = s,
-                       .decode = {},
-                       .prefill = {}});
+        for (const int32_t m : micro_batches) {
+          out.push_back({.backend = std::string(backend),
+                         .threads = t,
+                         .sequences = s,
+                         .micro_batches = m,
+                         .decode = {},
+                         .prefill = {},
+                         .prompts = {}});
+        }
       }
     }
   }
   return out;
+}
+
+std::string MicroBatchesOf(const v1::ClusterConfig& config, const Case& c) {
+  if (config.workers_size() == 0) return "1";
+  return c.micro_batches == 0 ? "by gain" : absl::StrCat(c.micro_batches);
 }
 
 void Print(const v1::ClusterConfig& config, const std::vector<Case>& cases) {
@@ -144,11 +171,13 @@ void Print(const v1::ClusterConfig& config, const std::vector<Case>& cases) {
   std::vector<std::vector<std::string>> rows = {{"form",
                                                  "threads",
                                                  "sequences",
+                                                 "micro-batches",
                                                  "decode tok/s",
                                                  "us/step",
                                                  "x first row",
                                                  "prefill tok/s",
-                                                 "x first row"}};
+                                                 "x first row",
+                                                 "prompts tok/s"}};
   const double decode = Median(cases[0].decode);
   const double prefill = Median(cases[0].prefill);
   for (const Case& c : cases) {
@@ -156,11 +185,13 @@ void Print(const v1::ClusterConfig& config, const std::vector<Case>& cases) {
     rows.push_back({c.backend,
                     absl::StrCat(c.threads),
                     absl::StrCat(c.sequences),
+                    MicroBatchesOf(config, c),
                     Fixed(rate, 0),
                     Fixed(1e6 * c.sequences / rate, 0),
                     Fixed(rate / decode, 2),
                     Fixed(Median(c.prefill), 0),
-                    Fixed(Median(c.prefill) / prefill, 2)});
+                    Fixed(Median(c.prefill) / prefill, 2),
+                    Fixed(Median(c.prompts), 0)});
   }
   std::cout << FormatTable(rows);
 }
@@ -168,7 +199,7 @@ void Print(const v1::ClusterConfig& config, const std::vector<Case>& cases) {
 absl::Status Bench() {
   ASSIGN_OR_RETURN(const v1::ClusterConfig config, ConfigFromFlags());
   RETURN_IF_ERROR(UseProcessFlags(config.coordinator().simd()));
-  ASSIGN_OR_RETURN(std::vector<Case> cases, Cases());
+  ASSIGN_OR_RETURN(std::vector<Case> cases, Cases(config));
   std::vector<std::unique_ptr<Runner>> runners;
   for (const Case& c : cases) {
     // A cluster serves one coordinator at a time: made anew for each case.
@@ -209,6 +240,8 @@ Command BenchDecodeCommand() {
               "--bench-threads 2 --backends cpu\n"
               "  conclave bench decode --config cluster.yaml --backends cpu   "
               "# its workers must run\n"
+              "  conclave bench decode --config cluster.yaml --backends cpu "
+              "--sequences 8 --micro-batches 1,2\n"
               "  conclave bench decode --shape 122b-a10b --weights synthetic "
               "--format mlx4 --batch 1,8,32 --context 16384   # on a GPU\n"
               "  conclave bench decode --shape 397b-a17b --format mlx4 "

@@ -42,6 +42,8 @@ struct Deployment::Impl {
   std::unique_ptr<delivery::Supply> supply;      // null without workers
   std::unique_ptr<cluster::Cluster> cluster;     // likewise
   std::unique_ptr<experts::Experts> experts;
+  Clock* clock = nullptr;
+  Metrics* metrics = nullptr;
 
   absl::Status LoadOwn(std::optional<WorkerId> holder);
   absl::Status PlanGpu(const Options& options);
@@ -199,6 +201,8 @@ absl::StatusOr<std::unique_ptr<Deployment>> Deployment::Create(
     const v1::ClusterConfig& config, const Options& options) {
   auto impl = std::make_unique<Impl>();
   impl->config = config;
+  impl->clock = options.clock;
+  impl->metrics = options.metrics;
   if (v1::Coordinator& c = *impl->config.mutable_coordinator();
       c.gpus_size() > 0) {
     c.set_gpu(c.gpus(0));
@@ -240,6 +244,13 @@ kernels::Activations Deployment::activations() const {
 model::StateSizes Deployment::caches() const { return impl_->caches; }
 const v1::Limits& Deployment::limits() const { return impl_->config.limits(); }
 
+model::MicroBatchSettings Deployment::micro_batches() const {
+  if (impl_->config.workers_size() == 0) return {};
+  return {.count = impl_->config.exchange().micro_batches(),
+          .clock = impl_->clock,
+          .metrics = impl_->metrics};
+}
+
 absl::StatusOr<std::unique_ptr<model::Decoder>> Deployment::MakeDecoder() {
   const v1::Coordinator& c = impl_->config.coordinator();
   const int32_t gpu = c.gpu();
@@ -269,7 +280,8 @@ absl::StatusOr<std::unique_ptr<model::Decoder>> Deployment::MakeDecoder() {
        .shares = impl_->gpus.shares,
        .exchange = exchange,
        .group_deadline = absl::Seconds(impl_->config.deadlines().exchange_s()),
-       .routed_here = impl_->routed_here});
+       .routed_here = impl_->routed_here},
+      micro_batches());
 }
 
 std::string Deployment::ComputesOn() const {

@@ -57,6 +57,8 @@ class Deployment {
   model::StateSizes caches() const;
   // The file's, with what depends on the backend.
   const v1::Limits& limits() const;
+  // Of the decoder: one without workers.
+  model::MicroBatchSettings micro_batches() const;
   // Over those caches; on a GPU it loads all weights. The deployment outlives
   // it.
   absl::StatusOr<std::unique_ptr<model::Decoder>> MakeDecoder();

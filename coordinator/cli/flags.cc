@@ -92,13 +92,14 @@ std::string GdnStateFromFlags() {
 
 absl::StatusOr<std::vector<int32_t>> Counts(const std::string& list,
                                             const std::string& fallback,
-                                            int32_t max) {
+                                            int32_t max,
+                                            int32_t min) {
   std::vector<int32_t> out;
   for (const auto& word : absl::StrSplit(list.empty() ? fallback : list, ',')) {
     int32_t value = 0;
-    if (!absl::SimpleAtoi(word, &value) || value < 1 || value > max) {
+    if (!absl::SimpleAtoi(word, &value) || value < min || value > max) {
       return absl::InvalidArgumentError(absl::StrCat(
-          "\"", list, "\": numbers from 1 to ", max, ", with commas"));
+          "\"", list, "\": numbers from ", min, " to ", max, ", with commas"));
     }
     out.push_back(value);
   }

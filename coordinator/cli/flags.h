@@ -39,10 +39,11 @@ std::string KvDtypeFromFlags();
 // --gdn-state, or f32: likewise.
 std::string GdnStateFromFlags();
 
-// "1,8,32": numbers from 1 to `max`. An empty list means the fallback.
+// "1,8,32": numbers from `min` to `max`. An empty list means the fallback.
 absl::StatusOr<std::vector<int32_t>> Counts(const std::string& list,
                                             const std::string& fallback,
-                                            int32_t max = 1024);
+                                            int32_t max = 1024,
+                                            int32_t min = 1);
 
 // "conclave serve: <message>" to standard error; returns exit code 1.
 int Fail(const std::string& command, const absl::Status& status);

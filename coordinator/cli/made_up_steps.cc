@@ -27,7 +27,9 @@ absl::StatusOr<std::unique_ptr<MadeUpSteps>> MadeUpSteps::Create(
                              pool,
                              {.kv_blocks = steps->blocks_ * options.sequences,
                               .state_slots = options.sequences},
-                             options.activations));
+                             options.activations,
+                             {},
+                             options.micro_batches));
   return steps;
 }
 

@@ -21,6 +21,7 @@ class MadeUpSteps {
     int32_t sequences = 1;  // at most
     int32_t tokens = 1;     // of each, at most
     kernels::Activations activations = kernels::Activations::kF32;
+    model::MicroBatchSettings micro_batches = {};
   };
   // Checkpoint, experts and pool outlive the steps.
   static absl::StatusOr<std::unique_ptr<MadeUpSteps>> Create(

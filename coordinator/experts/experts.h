@@ -10,10 +10,6 @@
 
 namespace conclave::experts {
 
-// Most micro-batches of a step, each whole sequences of it: while the experts
-// of one compute, the caller computes the other.
-inline constexpr int32_t kMicroBatchesMax = 2;
-
 // What the router decided for the rows of one layer and micro-batch. A view:
 // the caller keeps the arrays alive until Finish returns.
 struct Routing {
@@ -36,8 +32,9 @@ class Experts {
  public:
   virtual ~Experts() = default;
 
-  // Called once before the layers of a step of 1 to kMicroBatchesMax
-  // micro-batches. What was started before is forgotten.
+  // Called once before the layers of a step of 1 to
+  // limits::kMicroBatchesMax micro-batches, whole sequences each. What was
+  // started before is forgotten.
   virtual void BeginStep(int32_t micro_batches) = 0;
 
   // Sends the rows on their way; x is [routing.rows, hidden], alive until

@@ -45,7 +45,7 @@ int32_t PowerOf(int32_t rows) {
 MicroBatches::MicroBatches(const StepBatch& step,
                            std::span<const int32_t> tokens,
                            int32_t count) {
-  CONCLAVE_CHECK(count == 1 || count == experts::kMicroBatchesMax);
+  CONCLAVE_CHECK(count == 1 || count == limits::kMicroBatchesMax);
   if (count == 1) {
     parts_.push_back({.batch = step, .tokens = tokens});
     return;
@@ -83,7 +83,7 @@ void MicroBatchChoice::Took(int32_t rows,
                             absl::Duration step) {
   if (fixed_ != 0) return;
   CONCLAVE_CHECK(micro_batches >= 1 &&
-                 micro_batches <= experts::kMicroBatchesMax);
+                 micro_batches <= limits::kMicroBatchesMax);
   Bucket& bucket = buckets_[PowerOf(rows)];
   if (!Trying(bucket)) {
     ++bucket.kept;
@@ -102,7 +102,7 @@ void MicroBatchChoice::Took(int32_t rows,
 MicroBatchSteps::MicroBatchSteps(const MicroBatchSettings& settings)
     : choice_(settings.count), clock_(settings.clock) {
   if (settings.metrics == nullptr) return;
-  for (int32_t count = 1; count <= experts::kMicroBatchesMax; ++count) {
+  for (int32_t count = 1; count <= limits::kMicroBatchesMax; ++count) {
     steps_.push_back(settings.metrics->AddCounter(
         "conclave_micro_batch_steps_total",
         "Steps with experts on workers, by how many micro-batches they had",

@@ -9,8 +9,8 @@
 
 #include "absl/time/time.h"
 #include "common/clock.h"
+#include "common/limits.h"
 #include "common/metrics.h"
-#include "coordinator/experts/experts.h"
 #include "kernels/step_batch.h"
 
 namespace conclave::model {
@@ -65,7 +65,7 @@ class MicroBatchChoice {
  private:
   // Of the steps with one power of two.
   struct Bucket {
-    std::array<std::vector<absl::Duration>, experts::kMicroBatchesMax> tried;
+    std::array<std::vector<absl::Duration>, limits::kMicroBatchesMax> tried;
     int32_t chosen = 0;  // 0: none yet
     int32_t kept = 0;    // steps since it was chosen
   };

@@ -150,10 +150,12 @@ def predicted(options, cluster, links):
 def measured(options, cluster):
     said = conclave(options, "bench", "decode", "--config", cluster.config,
                     "--backends", "cpu", "--bench-threads", options.threads,
-                    "--sequences", options.sequences, "--repeats", "3",
+                    "--sequences", options.sequences,
+                    "--micro-batches", "1",  # as plan predicts
+                    "--repeats", "3",
                     "--steps", "64", "--prefill", "64", "--log-level",
                     "error").stdout
-    rows = re.findall(r"^cpu +\d+ +(\d+) +\d+ +(\d+) ", said, re.M)
+    rows = re.findall(r"^cpu +\d+ +(\d+) +\d+ +\d+ +(\d+) ", said, re.M)
     return {int(sequences): float(us) * 1e-6 for sequences, us in rows}
 
 

@@ -113,6 +113,19 @@ TEST(Validate, GroupsOfGpusNameTheirFields) {
   }
 }
 
+TEST(Validate, MicroBatchesAreFew) {
+  v1::ClusterConfig config = DefaultClusterConfig();
+  for (const int32_t count : {0, 1, 2}) {
+    config.mutable_exchange()->set_micro_batches(count);
+    EXPECT_TRUE(Validate(config).ok()) << Validate(config);
+  }
+  for (const int32_t count : {-1, 3}) {
+    config.mutable_exchange()->set_micro_batches(count);
+    EXPECT_THAT(std::string(Validate(config).message()),
+                HasSubstr("exchange.micro_batches: must be in [0, 2]"));
+  }
+}
+
 TEST(Validate, NumberOfWorkersIsBounded) {
   v1::ClusterConfig config = DefaultClusterConfig();
   for (int i = 0; i < 257; ++i) {
