@@ -49,7 +49,8 @@ absl::StatusOr<std::unique_ptr<Decoder>> CreateOnDevice(
     experts::Experts* experts,
     StateSizes sizes,
     kernels::Activations activations,
-    const DevicePlace& place) {
+    const DevicePlace& place,
+    const MicroBatchSettings& micro_batches) {
   ASSIGN_OR_RETURN(std::string name, NameOf(place.gpu));
   ASSIGN_OR_RETURN(std::unique_ptr<kernels::DeviceQueue> queue,
                    kernels::DeviceQueue::Create(place.gpu));
@@ -68,6 +69,7 @@ absl::StatusOr<std::unique_ptr<Decoder>> CreateOnDevice(
           checkpoint, queue.get(), {.here = here, .progress = place.progress}));
   DeviceDecoder::Options options = OptionsFor(sizes, activations, place);
   options.experts = experts;
+  options.micro_batches = micro_batches;
   options.name = std::move(name);
   return DeviceDecoder::Create(std::move(queue), std::move(weights), options);
 }
@@ -153,7 +155,8 @@ absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Create(
         "the file or name one GPU");
   }
   if (backend == kernels::Backend::kCuda) {
-    return CreateOnDevice(checkpoint, experts, sizes, activations, place);
+    return CreateOnDevice(
+        checkpoint, experts, sizes, activations, place, micro_batches);
   }
   return HostDecoder::Create(checkpoint,
                              {.experts = experts,

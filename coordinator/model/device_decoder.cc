@@ -42,13 +42,14 @@ absl::Status DeviceDecoder::Impl::Product(const DeviceLinears& linears,
 
 // m.y = mixer(m.u)
 absl::Status DeviceDecoder::Impl::Mix(size_t index,
-                                      const kernels::DeviceStep& step,
+                                      const Slice& slice,
                                       DeviceAddend* sum) {
   const DeviceLayer& layer = weights.layers[index];
+  const kernels::DeviceStep& step = slice.step;
   if (layer.out.parts.empty()) return absl::OkStatus();
   if (Launches(kProjections)) {
     RETURN_IF_ERROR(
-        Product(layer.in, m.u(), nullptr, step.rows, m.projected()));
+        Product(layer.in, m.u(slice.row), nullptr, step.rows, m.projected()));
   }
   if (layer.full_attention && Launches(kAttention)) {
     RETURN_IF_ERROR(kernels::DeviceAttention(queue.get(),
@@ -81,72 +82,105 @@ absl::Status DeviceDecoder::Impl::Mix(size_t index,
 
 // m.pairs = what the experts of `entries` on this device say of m.u
 absl::Status DeviceDecoder::Impl::Stacks(
-    size_t index, const kernels::DeviceEntries& entries) {
+    size_t index, const Slice& slice, const kernels::DeviceEntries& entries) {
   for (const kernels::DeviceExpertStack& stack :
        weights.layers[index].experts) {
-    RETURN_IF_ERROR(kernels::DeviceExperts(
-        queue.get(), stack, entries, m.u(), m.expert_hidden(), m.pairs()));
+    RETURN_IF_ERROR(kernels::DeviceExperts(queue.get(),
+                                           stack,
+                                           entries,
+                                           m.u(slice.row),
+                                           m.expert_hidden(),
+                                           m.pairs(slice.row)));
   }
   return absl::OkStatus();
 }
 
-absl::Status DeviceDecoder::Impl::Experts(size_t index,
-                                          const kernels::DeviceEntries& entries,
-                                          DeviceAddend* sum) {
+absl::Status DeviceDecoder::Impl::BeginExperts(size_t index, Slice* slice) {
   const DeviceLayer& layer = weights.layers[index];
   if (Launches(kRouter)) {
     int32_t planes = 1;
     RETURN_IF_ERROR(Product(layer.router,
-                            m.u(),
-                            m.low(),
-                            entries.rows,
+                            m.u(slice->row),
+                            m.low(slice->row),
+                            slice->step.rows,
                             m.router_logits(),
                             &planes));
-    RETURN_IF_ERROR(
-        kernels::DeviceRoute(queue.get(), m.router_logits(), planes, entries));
+    RETURN_IF_ERROR(kernels::DeviceRoute(
+        queue.get(), m.router_logits(), planes, slice->entries));
   }
-  *sum = {.pairs = m.pairs(), .entries = &entries};
+  slice->moe = {.pairs = m.pairs(slice->row), .entries = &slice->entries};
   if (!Launches(kExperts)) return absl::OkStatus();
-  if (layer.routed) return Stacks(index, entries);
-  // The shared expert is computed while the rows are away.
-  RETURN_IF_ERROR(FinalHidden(entries.rows));
+  if (layer.routed) return Stacks(index, *slice, slice->entries);
+  RoutedElsewhere& others = elsewhere[static_cast<size_t>(slice->number)];
+  RETURN_IF_ERROR(DownloadRows(slice->row, slice->step.rows, others.rows()));
   RETURN_IF_ERROR(
-      elsewhere.Start(LayerId{static_cast<int32_t>(index)}, entries, hidden));
-  RETURN_IF_ERROR(Stacks(index, elsewhere.shared()));
-  RETURN_IF_ERROR(elsewhere.Finish(m.y()));
-  *sum = {.dense = m.y(), .pairs = m.pairs(), .entries = &elsewhere.shared()};
+      others.Start(LayerId{static_cast<int32_t>(index)}, slice->entries));
+  // The shared expert is computed while the rows are away.
+  return Stacks(index, *slice, others.shared());
+}
+
+absl::Status DeviceDecoder::Impl::EndExperts(size_t index, Slice* slice) {
+  if (!Launches(kExperts) || weights.layers[index].routed) {
+    return absl::OkStatus();
+  }
+  RoutedElsewhere& others = elsewhere[static_cast<size_t>(slice->number)];
+  RETURN_IF_ERROR(others.Finish(m.y()));
+  slice->moe = {.dense = m.y(),
+                .pairs = m.pairs(slice->row),
+                .entries = &others.shared()};
   return absl::OkStatus();
 }
 
-absl::Status DeviceDecoder::Impl::Layers(const kernels::DeviceStep& step,
-                                         Probe* probe) {
-  const kernels::DeviceEntries entries = m.EntriesOf(step.rows);
-  if (options.experts != nullptr) {
-    RETURN_IF_ERROR(elsewhere.BeginStep(entries));
-  }
-  RETURN_IF_ERROR(kernels::DeviceEmbed(
-      queue.get(), weights.embedding, step.token, step.rows, m.x()));
-  RETURN_IF_ERROR(Show(probe, -1, step.rows));
-  DeviceAddend moe;  // of the layer before
-  const auto layers = static_cast<int32_t>(weights.layers.size());
-  for (int32_t i = 0; i < layers; ++i) {
-    const DeviceLayer& layer = weights.layers[static_cast<size_t>(i)];
-    RETURN_IF_ERROR(Norm(step.rows, moe, 2 * i - 1, layer.input_norm, nullptr));
-    if (i > 0) RETURN_IF_ERROR(Show(probe, i - 1, step.rows));
-    DeviceAddend mixed;  // nothing on a rank without heads
-    RETURN_IF_ERROR(Mix(static_cast<size_t>(i), step, &mixed));
-    RETURN_IF_ERROR(
-        Norm(step.rows, mixed, 2 * i, layer.post_attention_norm, m.low()));
-    RETURN_IF_ERROR(Experts(static_cast<size_t>(i), entries, &moe));
-    RETURN_IF_ERROR(ShowRouting(probe, i, entries));
-  }
+absl::Status DeviceDecoder::Impl::BeginLayer(size_t index,
+                                             Slice* slice,
+                                             Probe* probe) {
+  const DeviceLayer& layer = weights.layers[index];
+  const auto number = static_cast<int32_t>(index);
+  if (index > 0) RETURN_IF_ERROR(EndExperts(index - 1, slice));
   RETURN_IF_ERROR(
-      Norm(step.rows, moe, 2 * layers - 1, weights.final_norm, nullptr));
-  return Show(probe, layers - 1, step.rows);
+      Norm(*slice, slice->moe, 2 * number - 1, layer.input_norm, false));
+  if (index > 0) RETURN_IF_ERROR(Show(probe, number - 1, slice->step.rows));
+  DeviceAddend mixed;  // nothing on a rank without heads
+  RETURN_IF_ERROR(Mix(index, *slice, &mixed));
+  RETURN_IF_ERROR(
+      Norm(*slice, mixed, 2 * number, layer.post_attention_norm, true));
+  RETURN_IF_ERROR(BeginExperts(index, slice));
+  return ShowRouting(probe, number, slice->entries);
+}
+
+// While the experts of one slice are elsewhere, the other one mixes.
+absl::Status DeviceDecoder::Impl::Layers(Probe* probe) {
+  if (options.experts != nullptr) {
+    options.experts->BeginStep(static_cast<int32_t>(slices.size()));
+  }
+  for (const Slice& slice : slices) {
+    if (options.experts != nullptr) {
+      RETURN_IF_ERROR(elsewhere[static_cast<size_t>(slice.number)].BeginStep(
+          slice.entries));
+    }
+    RETURN_IF_ERROR(kernels::DeviceEmbed(queue.get(),
+                                         weights.embedding,
+                                         slice.step.token,
+                                         slice.step.rows,
+                                         m.x(slice.row)));
+    RETURN_IF_ERROR(Show(probe, -1, slice.step.rows));
+  }
+  const size_t layers = weights.layers.size();
+  for (size_t i = 0; i < layers; ++i) {
+    for (Slice& slice : slices) RETURN_IF_ERROR(BeginLayer(i, &slice, probe));
+  }
+  const auto last = static_cast<int32_t>(layers) - 1;
+  for (Slice& slice : slices) {
+    RETURN_IF_ERROR(EndExperts(layers - 1, &slice));
+    RETURN_IF_ERROR(
+        Norm(slice, slice.moe, 2 * last + 1, weights.final_norm, false));
+    RETURN_IF_ERROR(Show(probe, last, slice.step.rows));
+  }
+  return absl::OkStatus();
 }
 
 absl::Status DeviceDecoder::Impl::PassToLogits(const Sizes& sizes) {
-  RETURN_IF_ERROR(Layers(arrays.At(sizes).step, nullptr));
+  RETURN_IF_ERROR(Layers(nullptr));
   if (!Launches(kHead) || weights.head.parts.empty()) return absl::OkStatus();
   return Product(weights.head, m.u(), nullptr, sizes.rows, m.logits());
 }
@@ -215,8 +249,8 @@ absl::Status DeviceDecoder::Impl::Recorded(const StepBatch& batch,
                                            std::span<const int32_t> tokens,
                                            Sizes* sizes) {
   *sizes = SizesOf(batch);
-  RETURN_IF_ERROR(arrays.Upload(
-      queue.get(), *sizes, batch, tokens, {}, options.sizes.kv_blocks));
+  RETURN_IF_ERROR(
+      Upload(*sizes, batch, tokens, {}, options.sizes.kv_blocks, true));
   if (!options.record) return Pass(*sizes);
   if (options.group != nullptr && recorded_in != options.group->generation()) {
     graphs.clear();

@@ -23,7 +23,8 @@ namespace conclave::model {
 // elsewhere, are launched kernel by kernel. Rounding points, unless `exact`:
 // what products read is rounded to bf16 (the router: to twice as many bits),
 // keys, values and probabilities as kernels/device_attention.h says, long
-// steps and states of GDN as kernels/device_gdn.h; the rest is float32. Errors
+// steps and states of GDN as kernels/device_gdn.h; the rest is float32. A step
+// in two micro-batches computes with the forms that their rows call for. Errors
 // of the device name it; those that lose it are Internal, and Health tells of
 // them from then on. Errors of experts elsewhere come as they are.
 class DeviceDecoder final : public Decoder {
@@ -38,7 +39,8 @@ class DeviceDecoder final : public Decoder {
     // Who holds the routed experts that the weights lack, outliving the
     // decoder; null where they lack none.
     experts::Experts* experts = nullptr;
-    bool record = true;  // not with experts elsewhere
+    bool record = true;                     // not with experts elsewhere
+    MicroBatchSettings micro_batches = {};  // with experts elsewhere
     // Of one rank of a group, which outlives the decoder: the weights are that
     // rank's. Its steps need those of the other ranks.
     kernels::DeviceGroup* group = nullptr;

@@ -11,35 +11,36 @@ using kernels::DeviceAddend;
 using kernels::StepBatch;
 
 // A layer has two sums: after the mixer and after the experts.
-absl::Status DeviceDecoder::Impl::Norm(int32_t rows,
+absl::Status DeviceDecoder::Impl::Norm(const Slice& slice,
                                        const DeviceAddend& addend,
                                        int32_t number,
                                        const float* w,
-                                       void* low) {
+                                       bool with_low) {
   if (!Launches(kNorms)) return absl::OkStatus();
   const float eps = weights.config.rms_norm_eps;
+  void* low = with_low ? m.low(slice.row) : nullptr;
   if (options.group == nullptr || number < 0 || !Launches(kExchange)) {
     return kernels::DeviceAddNorm(queue.get(),
-                                  rows,
+                                  slice.step.rows,
                                   weights.config.hidden_size,
                                   addend,
                                   w,
                                   eps,
                                   nullptr,
-                                  m.x(),
-                                  m.u(),
+                                  m.x(slice.row),
+                                  m.u(slice.row),
                                   low);
   }
   const bool one = options.form == GroupForm::kLone && number % 2 == 0;
   return options.group->AddNorm(options.rank,
                                 {.number = number,
                                  .only = one ? 0 : -1,
-                                 .rows = rows,
+                                 .rows = slice.step.rows,
                                  .part = addend,
                                  .w = w,
                                  .eps = eps,
-                                 .x = m.x(),
-                                 .u = m.u(),
+                                 .x = m.x(slice.row),
+                                 .u = m.u(slice.row),
                                  .low = low});
 }
 
@@ -85,8 +86,8 @@ absl::Status DeviceDecoder::Impl::Follow(const StepBatch& batch,
     RETURN_IF_ERROR(Recorded(batch, tokens, &sizes));
   } else {
     const Sizes sizes = DeviceStepArrays::SizesOf(batch, 0);
-    RETURN_IF_ERROR(arrays.Upload(queue.get(), sizes, batch, tokens, {}, 0));
-    RETURN_IF_ERROR(Layers(arrays.At(sizes).step, nullptr));
+    RETURN_IF_ERROR(Upload(sizes, batch, tokens, {}, 0, false));
+    RETURN_IF_ERROR(Layers(nullptr));
   }
   return Joined();
 }

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -12,6 +13,7 @@
 #include "coordinator/model/device_decoder.h"
 #include "coordinator/model/device_memory.h"
 #include "coordinator/model/device_step_arrays.h"
+#include "coordinator/model/micro_batches.h"
 #include "coordinator/model/routed_elsewhere.h"
 #include "kernels/device_rows.h"
 
@@ -24,6 +26,15 @@ namespace conclave::model {
 struct DeviceDecoder::Impl {
   using Sizes = DeviceStepArrays::Sizes;
 
+  // A step on its way through the layers, or a micro-batch of it.
+  struct Slice {
+    int32_t number = 0;
+    int32_t row = 0;  // its first, of the step's arrays
+    kernels::DeviceStep step;
+    kernels::DeviceEntries entries;
+    kernels::DeviceAddend moe;  // of the layer that was begun last
+  };
+
   explicit Impl(std::shared_ptr<const DeviceWeights> held)
       : held(std::move(held)), weights(*this->held) {}
 
@@ -31,14 +42,26 @@ struct DeviceDecoder::Impl {
   absl::StatusOr<kernels::DeviceGraph> Record(const Sizes& sizes);
   // Sizes of a step of one row per sequence, and of its recording.
   Sizes SizesOf(const kernels::StepBatch& batch) const;
-  absl::Status Layers(const kernels::DeviceStep& step, Probe* probe);
+  // Copies the numbers of a step and cuts it into slices: one, or two where
+  // that is allowed and pays.
+  absl::Status Upload(const Sizes& sizes,
+                      const kernels::StepBatch& batch,
+                      std::span<const int32_t> tokens,
+                      std::span<const int32_t> wanted,
+                      int32_t spare_block,
+                      bool may_cut);
+  // What steps with experts elsewhere need, of at most `bounds`.
+  absl::Status LookElsewhere(const DeviceStepArrays::Bounds& bounds);
+  absl::Status Layers(Probe* probe);
+  absl::Status BeginLayer(size_t index, Slice* slice, Probe* probe);
   // m.x += addend, and in a group the other ranks' in sum `number` of the step
-  // (-1: there is none); m.u = its norm.
-  absl::Status Norm(int32_t rows,
+  // (-1: there is none); m.u = its norm, m.low what rounding that lost, if
+  // wanted.
+  absl::Status Norm(const Slice& slice,
                     const kernels::DeviceAddend& addend,
                     int32_t number,
                     const float* w,
-                    void* low);
+                    bool with_low);
   // Waits for the step in a group; alone, whoever reads its results does.
   absl::Status Joined();
   absl::Status Follow(const kernels::StepBatch& batch,
@@ -46,13 +69,15 @@ struct DeviceDecoder::Impl {
                       bool recorded);
   // *sum is what the mixer adds to m.x.
   absl::Status Mix(size_t index,
-                   const kernels::DeviceStep& step,
+                   const Slice& slice,
                    kernels::DeviceAddend* sum);
-  // Routes m.u and computes its experts; *sum is what they add to m.x.
-  absl::Status Experts(size_t index,
-                       const kernels::DeviceEntries& entries,
-                       kernels::DeviceAddend* sum);
-  absl::Status Stacks(size_t index, const kernels::DeviceEntries& entries);
+  // Routes m.u and computes its experts, or begins to; slice->moe is what they
+  // add to m.x once they have ended.
+  absl::Status BeginExperts(size_t index, Slice* slice);
+  absl::Status EndExperts(size_t index, Slice* slice);
+  absl::Status Stacks(size_t index,
+                      const Slice& slice,
+                      const kernels::DeviceEntries& entries);
   absl::Status Product(const DeviceLinears& linears,
                        const kernels::DeviceRows& x,
                        const void* low,
@@ -70,7 +95,8 @@ struct DeviceDecoder::Impl {
   absl::Status ShowRouting(Probe* probe,
                            int32_t layer,
                            const kernels::DeviceEntries& entries);
-  absl::Status FinalHidden(int32_t rows);
+  // Rows of m.u from `row` on.
+  absl::Status DownloadRows(int32_t row, int32_t rows, std::vector<float>* out);
   void NotePositions(const kernels::StepBatch& batch);
   // Whether the step is one that a recorded step can be.
   absl::Status CheckOneRowEach(const kernels::StepBatch& batch,
@@ -90,7 +116,12 @@ struct DeviceDecoder::Impl {
   const DeviceWeights& weights;
   DeviceMemory m;
   DeviceStepArrays arrays;
-  RoutedElsewhere elsewhere;  // used with options.experts
+  std::vector<Slice> slices;  // of the step
+  // With options.experts, each for a micro-batch; arrays only where there are
+  // two.
+  std::vector<RoutedElsewhere> elsewhere;
+  std::vector<DeviceStepArrays> slice_arrays;
+  std::optional<MicroBatchSteps> micro_batches;
   std::map<Sizes, kernels::DeviceGraph> graphs;
   int64_t recorded_in = 0;   // generation of the group
   uint32_t blocks = kAll;    // that are launched

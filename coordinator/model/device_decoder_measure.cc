@@ -18,8 +18,8 @@ absl::StatusOr<double> DeviceDecoder::Time(const StepBatch& batch,
   RETURN_IF_ERROR(
       CheckStep(d.weights.config, d.options.sizes, batch, tokens, {}));
   const auto sizes = DeviceStepArrays::RecordedSizesOf(batch);
-  RETURN_IF_ERROR(d.arrays.Upload(
-      d.queue.get(), sizes, batch, tokens, {}, d.options.sizes.kv_blocks));
+  RETURN_IF_ERROR(
+      d.Upload(sizes, batch, tokens, {}, d.options.sizes.kv_blocks, false));
   d.blocks = blocks;
   absl::StatusOr<DeviceGraph> graph = d.Record(sizes);
   d.blocks = kAll;

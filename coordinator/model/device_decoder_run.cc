@@ -48,16 +48,50 @@ absl::Status DeviceDecoder::Impl::ShowRouting(
   return absl::OkStatus();
 }
 
-absl::Status DeviceDecoder::Impl::FinalHidden(int32_t rows) {
-  hidden.resize(static_cast<size_t>(rows) * weights.config.hidden_size);
-  if (!m.u().bf16) {
-    return queue->Download(
-        m.u().data, hidden.size() * sizeof(float), hidden.data());
+absl::Status DeviceDecoder::Impl::DownloadRows(int32_t row,
+                                               int32_t rows,
+                                               std::vector<float>* out) {
+  const kernels::DeviceRows u = m.u(row);
+  out->resize(static_cast<size_t>(rows) * weights.config.hidden_size);
+  if (!u.bf16) {
+    return queue->Download(u.data, out->size() * sizeof(float), out->data());
   }
-  rounded.resize(hidden.size());
+  rounded.resize(out->size());
   RETURN_IF_ERROR(queue->Download(
-      m.u().data, rounded.size() * sizeof(uint16_t), rounded.data()));
-  std::transform(rounded.begin(), rounded.end(), hidden.begin(), FromBf16);
+      u.data, rounded.size() * sizeof(uint16_t), rounded.data()));
+  std::transform(rounded.begin(), rounded.end(), out->begin(), FromBf16);
+  return absl::OkStatus();
+}
+
+absl::Status DeviceDecoder::Impl::Upload(const Sizes& sizes,
+                                         const StepBatch& batch,
+                                         std::span<const int32_t> tokens,
+                                         std::span<const int32_t> wanted,
+                                         int32_t spare_block,
+                                         bool may_cut) {
+  RETURN_IF_ERROR(
+      arrays.Upload(queue.get(), sizes, batch, tokens, wanted, spare_block));
+  slices.clear();
+  const int32_t count =
+      micro_batches->Begin(batch, may_cut && !slice_arrays.empty());
+  if (count == 1) {
+    Slice& slice = slices.emplace_back();
+    slice.step = arrays.At(sizes).step;
+    slice.entries = m.EntriesOf(sizes.rows);
+    return absl::OkStatus();
+  }
+  const MicroBatches cut(batch, tokens, count);
+  for (const MicroBatch& part : cut.all()) {
+    const Sizes own = DeviceStepArrays::SizesOf(part.batch, 0);
+    DeviceStepArrays& numbers = slice_arrays[slices.size()];
+    RETURN_IF_ERROR(numbers.Upload(
+        queue.get(), own, part.batch, part.tokens, {}, spare_block));
+    slices.push_back({.number = static_cast<int32_t>(slices.size()),
+                      .row = part.row_begin,
+                      .step = numbers.At(own).step,
+                      .entries = m.EntriesOf(own.rows, part.row_begin),
+                      .moe = {}});
+  }
   return absl::OkStatus();
 }
 
@@ -97,7 +131,9 @@ absl::Status DeviceDecoder::Impl::Told(const absl::Status& status) {
   // Out of memory and what was refused leave the device as it was; after
   // anything else CUDA answers every further call with the same error.
   if (status.ok() || absl::IsInvalidArgument(status)) return status;
-  if (status == elsewhere.failure()) return status;
+  for (const RoutedElsewhere& others : elsewhere) {
+    if (status == others.failure()) return status;
+  }
   // Another rank was missed: this device is what it was.
   if (absl::IsDeadlineExceeded(status) || absl::IsAborted(status)) {
     return status;
@@ -131,12 +167,13 @@ absl::StatusOr<StepOutput> DeviceDecoder::Impl::Run(
         m.logits(), logits.size() * sizeof(float), logits.data()));
   } else {
     RETURN_IF_ERROR(
-        arrays.Upload(queue.get(), sizes, batch, tokens, logit_rows, 0));
-    RETURN_IF_ERROR(Layers(arrays.At(sizes).step, probe));
+        Upload(sizes, batch, tokens, logit_rows, 0, probe == nullptr));
+    RETURN_IF_ERROR(Layers(probe));
     RETURN_IF_ERROR(Joined());
     RETURN_IF_ERROR(Head(sizes));
   }
-  RETURN_IF_ERROR(FinalHidden(batch.rows));
+  RETURN_IF_ERROR(DownloadRows(0, batch.rows, &hidden));
+  micro_batches->End();
   return StepOutput{.logits = logits, .hidden = hidden};
 }
 
@@ -173,7 +210,10 @@ absl::Status DeviceDecoder::RunGreedy(const StepBatch& batch,
   DeviceStepArrays::Sizes sizes;
   RETURN_IF_ERROR(d.Recorded(batch, tokens, &sizes));
   RETURN_IF_ERROR(d.Joined());
-  return d.queue->Download(d.m.next(), next.size_bytes(), next.data());
+  RETURN_IF_ERROR(
+      d.queue->Download(d.m.next(), next.size_bytes(), next.data()));
+  d.micro_batches->End();
+  return absl::OkStatus();
 }
 
 absl::StatusOr<std::unique_ptr<StepSampler>> DeviceDecoder::MakeSampler(
@@ -232,22 +272,34 @@ absl::StatusOr<std::unique_ptr<DeviceDecoder>> DeviceDecoder::Make(
                         .gdn = options.gdn,
                         .head = options.rank == 0,
                         .states_of = first == nullptr ? nullptr : &first->m}));
+  const DeviceStepArrays::Bounds bounds{
+      .rows = options.rows_max,
+      .sequences = options.sequences_max,
+      .blocks = BlocksMax(impl->weights.config, options.sizes)};
+  ASSIGN_OR_RETURN(impl->arrays,
+                   DeviceStepArrays::Create(impl->queue.get(), bounds));
+  impl->micro_batches.emplace(options.micro_batches);
   if (options.experts != nullptr) {
     options.record = false;
-    ASSIGN_OR_RETURN(impl->elsewhere,
-                     RoutedElsewhere::Create(impl->queue.get(),
-                                             options.experts,
-                                             impl->weights.config,
-                                             options.rows_max));
+    RETURN_IF_ERROR(impl->LookElsewhere(bounds));
   }
-  ASSIGN_OR_RETURN(
-      impl->arrays,
-      DeviceStepArrays::Create(
-          impl->queue.get(),
-          {.rows = options.rows_max,
-           .sequences = options.sequences_max,
-           .blocks = BlocksMax(impl->weights.config, options.sizes)}));
   return std::unique_ptr<DeviceDecoder>(new DeviceDecoder(std::move(impl)));
+}
+
+absl::Status DeviceDecoder::Impl::LookElsewhere(
+    const DeviceStepArrays::Bounds& bounds) {
+  const int32_t count =
+      options.micro_batches.count == 1 ? 1 : limits::kMicroBatchesMax;
+  for (int32_t i = 0; i < count; ++i) {
+    ASSIGN_OR_RETURN(
+        elsewhere.emplace_back(),
+        RoutedElsewhere::Create(
+            queue.get(), options.experts, weights.config, options.rows_max, i));
+    if (count == 1) break;
+    ASSIGN_OR_RETURN(slice_arrays.emplace_back(),
+                     DeviceStepArrays::Create(queue.get(), bounds));
+  }
+  return absl::OkStatus();
 }
 
 DeviceDecoder::DeviceDecoder(std::unique_ptr<Impl> impl)

@@ -105,6 +105,7 @@ void DeviceMemory::TakeShapes(const ModelConfig& config,
   exact_ = options.exact;
   kv_ = options.kv;
   gdn_dtype_ = options.gdn;
+  hidden_ = config.hidden_size;
   experts_ = config.num_experts;
   top_k_ = config.num_experts_per_tok;
   attention_ = AttentionShapeOf(config);
@@ -225,6 +226,28 @@ absl::Status DeviceMemory::AllocateArrays(DeviceQueue* queue,
   return allocate(sizeof(int32_t), &entry_count_);
 }
 
+float* DeviceMemory::x(int32_t row) const {
+  return x_.as<float>() + int64_t{row} * hidden_;
+}
+
+kernels::DeviceRows DeviceMemory::u(int32_t row) const {
+  kernels::DeviceRows out = Rows(u_);
+  const size_t each = exact_ ? sizeof(float) : sizeof(uint16_t);
+  const size_t width = Padded(static_cast<size_t>(hidden_));
+  out.data = u_.as<std::byte>() + static_cast<size_t>(row) * width * each;
+  return out;
+}
+
+void* DeviceMemory::low(int32_t row) const {
+  if (exact_) return nullptr;
+  const size_t width = Padded(static_cast<size_t>(hidden_));
+  return low_.as<uint16_t>() + static_cast<size_t>(row) * width;
+}
+
+float* DeviceMemory::pairs(int32_t row) const {
+  return pairs_.as<float>() + int64_t{row} * (top_k_ + 1) * hidden_;
+}
+
 kernels::DeviceKv DeviceMemory::kv(size_t layer) const {
   return {.data = (*layers_)[layer].kv.as<void>(), .dtype = kv_};
 }
@@ -243,17 +266,19 @@ size_t DeviceMemory::recurrent_size() const {
   return static_cast<size_t>(gdn_.value_heads) * gdn_.key_dim * gdn_.value_dim;
 }
 
-kernels::DeviceEntries DeviceMemory::EntriesOf(int32_t rows) const {
+kernels::DeviceEntries DeviceMemory::EntriesOf(int32_t rows,
+                                               int32_t row) const {
   const int64_t pairs = int64_t{rows} * (top_k_ + 1);
+  const int64_t first = int64_t{row} * (top_k_ + 1);
   kernels::DeviceEntries out{
       .rows = rows, .per_row = top_k_ + 1, .experts = experts_ + 1};
   out.group_rows =
       exact_ ? 8 : kernels::GroupRowsFor(int64_t{rows} * top_k_, experts_);
   out.groups_max = kernels::GroupsMax(pairs, experts_ + 1, out.group_rows);
-  out.row = entry_row_.as<int32_t>();
-  out.place = entry_place_.as<int32_t>();
-  out.expert = entry_expert_.as<int32_t>();
-  out.weight = entry_weight_.as<float>();
+  out.row = entry_row_.as<int32_t>() + first;
+  out.place = entry_place_.as<int32_t>() + first;
+  out.expert = entry_expert_.as<int32_t>() + first;
+  out.weight = entry_weight_.as<float>() + first;
   out.groups = entry_groups_.as<int32_t>();
   out.group_count = entry_count_.as<int32_t>();
   return out;

@@ -52,16 +52,17 @@ class DeviceMemory {
       const checkpoint::ModelConfig& config,
       const Options& options);
 
-  float* x() const { return x_.as<float>(); }  // [rows, hidden]
-  kernels::DeviceRows u() const { return Rows(u_); }
+  // Those that have one row per row of the step begin at `row` of it.
+  float* x(int32_t row = 0) const;  // [rows, hidden]
+  kernels::DeviceRows u(int32_t row = 0) const;
   // What rounding u lost; null where nothing is rounded.
-  void* low() const { return exact_ ? nullptr : low_.as<void>(); }
+  void* low(int32_t row = 0) const;
   float* projected() const { return projected_.as<float>(); }
   kernels::DeviceRows mixed() const { return Rows(mixed_); }
   float* y() const { return y_.as<float>(); }  // [rows, hidden]
   float* router_logits() const { return router_logits_.as<float>(); }
   kernels::DeviceRows expert_hidden() const { return Rows(expert_hidden_); }
-  float* pairs() const { return pairs_.as<float>(); }
+  float* pairs(int32_t row = 0) const;  // [rows, top_k + 1, hidden]
   // Rows whose logits there is room for.
   int32_t wanted_max() const { return wanted_max_; }
   kernels::DeviceRows wanted() const { return Rows(wanted_); }
@@ -86,7 +87,8 @@ class DeviceMemory {
   size_t conv_floats() const;
   size_t recurrent_size() const;  // numbers
 
-  kernels::DeviceEntries EntriesOf(int32_t rows) const;
+  // Of `rows` rows from `row` on; groups of pairs lie at one place for all.
+  kernels::DeviceEntries EntriesOf(int32_t rows, int32_t row = 0) const;
 
  private:
   struct Layer {
@@ -114,6 +116,7 @@ class DeviceMemory {
   bool exact_ = false;
   kernels::KvDType kv_ = kernels::KvDType::kBF16;
   kernels::GdnDType gdn_dtype_ = kernels::GdnDType::kF32;
+  int32_t hidden_ = 0;
   int32_t experts_ = 0;
   int32_t top_k_ = 0;
   int32_t wanted_max_ = 0;

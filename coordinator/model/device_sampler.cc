@@ -134,13 +134,16 @@ absl::Status DeviceSampler::RunStep(const kernels::StepBatch& batch,
   }
   if (counted) RETURN_IF_ERROR(AllocateCounts());
   d_.NotePositions(batch);
-  RETURN_IF_ERROR(d_.arrays.Upload(
-      d_.queue.get(), sizes, batch, tokens, {}, d_.options.sizes.kv_blocks));
+  RETURN_IF_ERROR(
+      d_.Upload(sizes, batch, tokens, {}, d_.options.sizes.kv_blocks, true));
   RETURN_IF_ERROR(d_.queue->Upload(
       host_.data(), host_.size() * sizeof(DeviceSampling), how_.as<void>()));
   RETURN_IF_ERROR(Launch(sizes, counted));
   RETURN_IF_ERROR(d_.Joined());
-  return d_.queue->Download(d_.m.next(), next.size_bytes(), next.data());
+  RETURN_IF_ERROR(
+      d_.queue->Download(d_.m.next(), next.size_bytes(), next.data()));
+  d_.micro_batches->End();
+  return absl::OkStatus();
 }
 
 absl::Status DeviceSampler::Run(const kernels::StepBatch& batch,

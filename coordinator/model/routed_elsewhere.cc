@@ -51,11 +51,13 @@ absl::StatusOr<RoutedElsewhere> RoutedElsewhere::Create(
     DeviceQueue* queue,
     experts::Experts* experts,
     const checkpoint::ModelConfig& config,
-    int32_t rows_max) {
+    int32_t rows_max,
+    int32_t micro_batch) {
   RoutedElsewhere out;
   out.queue_ = queue;
   out.experts_ = experts;
   out.hidden_ = config.hidden_size;
+  out.micro_batch_ = micro_batch;
   out.rows_max_ = rows_max;
   const size_t numbers = static_cast<size_t>(kCount) * rows_max + 1;
   ASSIGN_OR_RETURN(
@@ -75,7 +77,6 @@ absl::StatusOr<RoutedElsewhere> RoutedElsewhere::Create(
 
 absl::Status RoutedElsewhere::BeginStep(const DeviceEntries& all) {
   failure_ = absl::OkStatus();
-  experts_->BeginStep(1);
   if (shared_.rows == all.rows) return absl::OkStatus();
   shared_.rows = all.rows;
   shared_.group_rows = all.group_rows;
@@ -100,14 +101,14 @@ absl::Status RoutedElsewhere::BeginStep(const DeviceEntries& all) {
       host.data(), host.size() * sizeof(int32_t), numbers_.as<void>());
 }
 
-absl::Status RoutedElsewhere::Start(LayerId layer,
-                                    const DeviceEntries& all,
-                                    std::span<const float> x) {
+absl::Status RoutedElsewhere::Start(LayerId layer, const DeviceEntries& all) {
   RETURN_IF_ERROR(choices_.Read(queue_, all));
   RETURN_IF_ERROR(queue_->Upload(choices_.shared.data(),
                                  choices_.shared.size() * sizeof(float),
                                  shared_.weight));
-  const auto ticket = experts_->Start(layer, x, choices_.routing());
+  experts::Routing routing = choices_.routing();
+  routing.micro_batch = micro_batch_;
+  const auto ticket = experts_->Start(layer, rows_, routing);
   if (!ticket.ok()) return failure_ = ticket.status();
   ticket_ = *ticket;
   return absl::OkStatus();

@@ -30,27 +30,30 @@ struct ReadChoices {
   }
 };
 
-// Between a decoder on a device and routed experts that others hold: a layer's
-// choices come to the host, rows go out, sums come back to the device. The
-// shared expert stays there. Used by the decoder's thread.
+// Between a decoder on a device and routed experts that others hold, for one
+// micro-batch: a layer's choices come to the host, rows go out, sums come back
+// to the device. The shared expert stays there. Used by the decoder's thread.
 class RoutedElsewhere {
  public:
   RoutedElsewhere() = default;
-  // `rows_max`: of a step. The queue and the experts outlive this.
+  // `rows_max`: of a micro-batch. The queue and the experts outlive this.
   static absl::StatusOr<RoutedElsewhere> Create(
       kernels::DeviceQueue* queue,
       experts::Experts* experts,
       const checkpoint::ModelConfig& config,
-      int32_t rows_max);
+      int32_t rows_max,
+      int32_t micro_batch);
 
-  // Before the layers of a step whose pairs are `all`.
+  // Before the layers of a step, of which the experts know, whose pairs are
+  // `all`.
   absl::Status BeginStep(const kernels::DeviceEntries& all);
 
+  // [rows, hidden]: what Start sends, to be filled in before it and then left
+  // alone until Finish.
+  std::vector<float>* rows() { return &rows_; }
   // Reads what the router chose for the layer, waiting for the device, and
-  // sends the rows. x: [rows, hidden], alive until Finish.
-  absl::Status Start(LayerId layer,
-                     const kernels::DeviceEntries& all,
-                     std::span<const float> x);
+  // sends the rows.
+  absl::Status Start(LayerId layer, const kernels::DeviceEntries& all);
   // One pair per row: the shared expert, with the weights of the layer that
   // was started.
   const kernels::DeviceEntries& shared() const { return shared_; }
@@ -65,6 +68,7 @@ class RoutedElsewhere {
   kernels::DeviceQueue* queue_ = nullptr;
   experts::Experts* experts_ = nullptr;
   int32_t hidden_ = 0;
+  int32_t micro_batch_ = 0;
   kernels::DeviceEntries shared_;
   kernels::DeviceBuffer numbers_;  // what shared_ points to
   int32_t rows_max_ = 0;
@@ -72,7 +76,7 @@ class RoutedElsewhere {
 
   experts::Ticket ticket_;
   ReadChoices choices_;
-  std::vector<float> sum_;
+  std::vector<float> rows_, sum_;
 };
 
 }  // namespace conclave::model

@@ -88,6 +88,13 @@ INSTANTIATE_TEST_SUITE_P(
     ::testing::Combine(::testing::Values(testing::kFastForm),
                        ::testing::Values(0, 2, 5, 8)),
     CaseOf);
+// Where the forms that rows call for are those of the whole step.
+INSTANTIATE_TEST_SUITE_P(
+    Twin,
+    MicroBatches,
+    ::testing::Combine(::testing::Values(testing::kTwinForm),
+                       ::testing::Values(2, 8)),
+    CaseOf);
 INSTANTIATE_TEST_SUITE_P(
     Plain,
     MicroBatches,
