@@ -10,8 +10,10 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/metrics.h"
+#include "common/transport/wire.h"
 #include "tests/parity/model/remote_model.h"
 #include "tests/testing/golden.h"
+#include "tests/testing/seeded.h"
 
 namespace conclave::parity {
 namespace {
@@ -101,6 +103,129 @@ INSTANTIATE_TEST_SUITE_P(
     ::testing::Combine(::testing::Values(testing::kPlainForm),
                        ::testing::Values(2)),
     CaseOf);
+
+// Half of the layers on the device, the others on workers.
+const std::vector<bool>& HalfHere() {
+  static const auto* const half =
+      new std::vector<bool>{true, true, false, true, false, false, true, false};
+  return *half;
+}
+
+class OnDevice : public ::testing::TestWithParam<testing::Form> {};
+
+TEST_P(OnDevice, WholeLayersHere) {
+  CONCLAVE_REQUIRE_FORM(GetParam());
+  const v1::ClusterConfig config = testing::Workers({1, 1});
+  Remote whole(config, GetParam(), DType::kF32, HalfHere());
+  Remote cut(config, GetParam(), DType::kF32, HalfHere(), {.count = 2});
+  const auto want = Everything(whole.runner.get());
+  const auto got = Everything(cut.runner.get());
+  ASSERT_EQ(got.size(), want.size());
+  for (size_t i = 0; i < got.size(); ++i) {
+    EXPECT_LT(
+        testing::RelativeError(got[i].data(), want[i].data(), got[i].size()),
+        1e-5);
+  }
+}
+
+// Tokens of three sequences after their prompts, chosen on the device.
+std::vector<int32_t> Sampled(ModelRunner* runner) {
+  constexpr size_t kCount = 3;
+  ModelRunner::Sequence sequences[kCount];
+  std::vector<ModelRunner::Feed> feeds;
+  const char* const names[kCount] = {"story", "len65", "tool_call"};
+  for (size_t i = 0; i < kCount; ++i) {
+    sequences[i] = runner->Open(static_cast<int32_t>(i));
+    feeds.push_back({.sequence = &sequences[i],
+                     .tokens = FindGolden(names[i]).ids,
+                     .prefill = true});
+  }
+  const auto logits = runner->Step(feeds);
+  EXPECT_TRUE(logits.ok()) << logits.status();
+  const int32_t vocab = testing::TinyModel().config().vocab_size;
+  const auto sampler = runner->decoder().MakeSampler(vocab);
+  EXPECT_TRUE(sampler.ok()) << sampler.status();
+  std::vector<int32_t> tokens, out;
+  for (const char* name : names) {
+    tokens.push_back(FindGolden(name).greedy_ids[0]);
+  }
+  for (int32_t step = 0; step < 4; ++step) {
+    std::vector<kernels::SequenceRows> rows;
+    std::vector<kernels::DeviceSampling> how(kCount);
+    for (size_t i = 0; i < kCount; ++i) {
+      ModelRunner::Sequence& s = sequences[i];
+      rows.push_back({.row_begin = static_cast<int32_t>(i),
+                      .rows = 1,
+                      .position = s.position++,
+                      .cells = {},
+                      .state_slot_in = s.slot,
+                      .state_slots_out = {&s.slot, 1},
+                      .kv_blocks = s.blocks});
+      how[i].repetition_penalty = i == 1 ? 1.5 : 1;
+      how[i].counts_row = s.slot;
+    }
+    const std::vector<int32_t> counts(static_cast<size_t>(vocab));
+    if (step == 0) {
+      EXPECT_TRUE((*sampler)->SetCounts(sequences[1].slot, counts).ok());
+    }
+    std::vector<int32_t> next(kCount);
+    const absl::Status status =
+        (*sampler)->Run({.sequences = rows, .rows = 3}, tokens, how, next);
+    EXPECT_TRUE(status.ok()) << status;
+    out.insert(out.end(), next.begin(), next.end());
+    tokens = next;
+  }
+  return out;
+}
+
+TEST_P(OnDevice, TokensChosenThere) {
+  CONCLAVE_REQUIRE_FORM(GetParam());
+  const v1::ClusterConfig config = testing::Workers({1, 1});
+  Metrics metrics;
+  Remote whole(config, GetParam());
+  Remote cut(
+      config, GetParam(), DType::kF32, {}, {.count = 2, .metrics = &metrics});
+  const std::vector<int32_t> want = Sampled(whole.runner.get());
+  EXPECT_EQ(want[0], FindGolden("story").greedy_ids[1]);
+  EXPECT_EQ(Sampled(cut.runner.get()), want);
+  EXPECT_NE(metrics.Render().find("{micro_batches=\"2\"} 5"), std::string::npos)
+      << metrics.Render();
+}
+
+// The worker's answer for the second micro-batch of a layer is an error.
+TEST_P(OnDevice, FailureEndsOneStepOnly) {
+  CONCLAVE_REQUIRE_FORM(GetParam());
+  Remote cut(
+      testing::Workers({1, 1}), GetParam(), DType::kF32, {}, {.count = 2});
+  const auto want = Everything(cut.runner.get());
+  int32_t requests = 0;
+  cut.transport.AddWorker(
+      WorkerId{1}, "w1", [&](std::span<const std::byte> frame) {
+        if (++requests != 6) return cut.cluster.handler(1)(frame);
+        const auto request = transport::DecodeRequest(frame);
+        EXPECT_TRUE(request.ok()) << request.status();
+        return transport::EncodeError({.tag = request->tag,
+                                       .code = absl::StatusCode::kUnavailable,
+                                       .message = "worker w1: unplugged"});
+      });
+  ModelRunner::Sequence a = cut.runner->Open(0), b = cut.runner->Open(1);
+  const std::vector<ModelRunner::Feed> feeds = {
+      {.sequence = &a, .tokens = FindGolden("story").ids, .prefill = true},
+      {.sequence = &b, .tokens = FindGolden("len65").ids, .prefill = true}};
+  const auto failed = cut.runner->Step(feeds);
+  EXPECT_EQ(failed.status().code(), absl::StatusCode::kUnavailable);
+  EXPECT_NE(failed.status().message().find("w1: exchange, layer 2"),
+            std::string::npos)
+      << failed.status();
+  EXPECT_TRUE(cut.runner->decoder().Health().ok());
+  EXPECT_EQ(Everything(cut.runner.get()), want);
+}
+
+INSTANTIATE_TEST_SUITE_P(Forms,
+                         OnDevice,
+                         ::testing::Values(testing::kGpuForm,
+                                           testing::kTwinForm),
+                         [](const auto& info) { return info.param.Name(); });
 
 // Whatever is chosen, and whenever that changes.
 TEST(MeasuredGain, ChangesNoBit) {
