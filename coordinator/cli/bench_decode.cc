@@ -28,8 +28,9 @@ ABSL_FLAG(int32_t, prefill, 512, "tokens of the prefill measurement");
 ABSL_FLAG(std::string,
           micro_batches,
           "",
-          "with workers: of a step, comma list of 0 (by measured gain), 1, 2; "
-          "empty: as the configuration says");
+          "of a step, comma list of 0 (by measured gain), 1, 2: with workers, "
+          "empty: as the configuration says; with --form lone one of them, "
+          "empty: 1");
 ABSL_FLAG(int32_t, repeats, 5, "measurements of each case; medians are shown");
 
 ABSL_DECLARE_FLAG(std::string, shape);

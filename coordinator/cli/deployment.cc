@@ -245,7 +245,9 @@ model::StateSizes Deployment::caches() const { return impl_->caches; }
 const v1::Limits& Deployment::limits() const { return impl_->config.limits(); }
 
 model::MicroBatchSettings Deployment::micro_batches() const {
-  if (impl_->config.workers_size() == 0) return {};
+  const v1::Coordinator& c = impl_->config.coordinator();
+  const bool lone = c.gpus_size() > 1 && c.group_form() == "lone";
+  if (impl_->config.workers_size() == 0 && !lone) return {};
   return {.count = impl_->config.exchange().micro_batches(),
           .clock = impl_->clock,
           .metrics = impl_->metrics};

@@ -31,6 +31,9 @@ absl::StatusOr<DeviceNeeds> NeedsOf(const GpuPlanRequest& request,
   const checkpoint::ModelConfig& model = request.checkpoint->config();
   const model::StateSizes least =
       CachesFor(request.config->limits(), model, {});
+  const bool two = rank.ranks > 1 && rank.form == GroupForm::kLone &&
+                   request.config->exchange().micro_batches() != 1;
+  const int32_t lanes = two ? 2 : 1;
   ASSIGN_OR_RETURN(DeviceNeeds needs,
                    model::DeviceNeedsOf(*request.checkpoint,
                                         place.queue.get(),
@@ -41,15 +44,20 @@ absl::StatusOr<DeviceNeeds> NeedsOf(const GpuPlanRequest& request,
                                          .kv = KvDTypeOf(c),
                                          .gdn = GdnDTypeOf(c),
                                          .here = request.here,
-                                         .rank = rank}));
+                                         .rank = rank,
+                                         .lanes = lanes}));
   if (rank.ranks == 1) return needs;
   ASSIGN_OR_RETURN(const kernels::GroupExchange exchange,
                    ParseExchange(c.group_exchange()));
-  needs.arrays += kernels::DeviceGroup::BytesOf(
-      rank.ranks,
-      {.rows_max = model::FilledRowsMax(least.step_rows, least.state_slots),
-       .cols = model.hidden_size,
-       .exchange = exchange});
+  for (int32_t lane = 1; lane <= lanes; ++lane) {
+    needs.arrays += kernels::DeviceGroup::BytesOf(
+        rank.ranks,
+        {.rows_max =
+             model::FilledRowsMax((least.step_rows + lane - 1) / lane,
+                                  (least.state_slots + lane - 1) / lane),
+         .cols = model.hidden_size,
+         .exchange = exchange});
+  }
   return needs;
 }
 

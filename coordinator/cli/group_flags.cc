@@ -31,12 +31,6 @@ ABSL_FLAG(std::string,
           "how they exchange rows: peer or nccl; empty: as the configuration "
           "says, peer if nothing");
 
-ABSL_FLAG(int32_t,
-          micro_batches,
-          1,
-          "of a step in the lone form that are computed at once: 1, 2, or 0: "
-          "whichever was measured to be faster");
-
 namespace conclave::cli {
 
 absl::StatusOr<std::vector<int32_t>> ParseGpus(const std::string& text) {

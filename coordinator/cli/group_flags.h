@@ -14,7 +14,6 @@ ABSL_DECLARE_FLAG(std::string, gpus);
 ABSL_DECLARE_FLAG(std::string, form);
 ABSL_DECLARE_FLAG(std::string, group_shares);
 ABSL_DECLARE_FLAG(std::string, group_exchange);
-ABSL_DECLARE_FLAG(int32_t, micro_batches);
 
 // What --gpus, --form, --group-shares and --group-exchange mean
 // (docs/multi-gpu.md).

@@ -21,6 +21,7 @@ ABSL_FLAG(int32_t, layers, 0, "layers of the shape; 0: all");
 
 ABSL_DECLARE_FLAG(std::string, shape);
 ABSL_DECLARE_FLAG(std::string, format);
+ABSL_DECLARE_FLAG(std::string, micro_batches);
 
 namespace conclave::cli {
 namespace {
@@ -124,6 +125,16 @@ absl::StatusOr<std::unique_ptr<model::GroupDecoder>> MakeGroup(
                    ParseExchange(absl::GetFlag(FLAGS_group_exchange)));
   ASSIGN_OR_RETURN(const std::vector<int32_t> shares,
                    ParseShares(absl::GetFlag(FLAGS_group_shares)));
+  ASSIGN_OR_RETURN(const auto micro_batches,
+                   Counts(absl::GetFlag(FLAGS_micro_batches),
+                          "1",
+                          limits::kMicroBatchesMax,
+                          0));
+  if (micro_batches.size() > 1 ||
+      (micro_batches[0] != 1 && form != model::GroupForm::kLone)) {
+    return absl::InvalidArgumentError(
+        "--micro-batches: one number, and 1 but with --form lone");
+  }
   std::vector<model::GroupDecoder::Member> members(gpus.size());
   const auto make = [&](int64_t rank) -> absl::Status {
     model::GroupDecoder::Member& member = members[static_cast<size_t>(rank)];
@@ -143,7 +154,7 @@ absl::StatusOr<std::unique_ptr<model::GroupDecoder>> MakeGroup(
       {.each = options,
        .form = form,
        .exchange = exchange,
-       .micro_batches = absl::GetFlag(FLAGS_micro_batches)});
+       .micro_batches = {.count = micro_batches[0]}});
 }
 
 }  // namespace

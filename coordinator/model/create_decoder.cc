@@ -98,7 +98,8 @@ absl::StatusOr<std::unique_ptr<Decoder>> CreateOnGroup(
     const checkpoint::Checkpoint& checkpoint,
     StateSizes sizes,
     kernels::Activations activations,
-    const DevicePlace& place) {
+    const DevicePlace& place,
+    const MicroBatchSettings& micro_batches) {
   const auto ranks = static_cast<int32_t>(place.gpus.size());
   std::vector<GroupDecoder::Member> members(place.gpus.size());
   ASSIGN_OR_RETURN(const DenseWeights dense, LoadDenseWeights(checkpoint));
@@ -124,14 +125,14 @@ absl::StatusOr<std::unique_ptr<Decoder>> CreateOnGroup(
   RETURN_IF_ERROR(ParallelTasks(ranks, ranks, load));
   ASSIGN_OR_RETURN(
       std::unique_ptr<GroupDecoder> out,
-      GroupDecoder::Create(
-          std::move(members),
-          {.each = OptionsFor(sizes, activations, place),
-           .form = place.form,
-           .exchange = place.exchange,
-           .deadline = place.group_deadline,
-           .micro_batches =
-               place.form == GroupForm::kLone ? place.micro_batches : 1}));
+      GroupDecoder::Create(std::move(members),
+                           {.each = OptionsFor(sizes, activations, place),
+                            .form = place.form,
+                            .exchange = place.exchange,
+                            .deadline = place.group_deadline,
+                            .micro_batches = place.form == GroupForm::kLone
+                                                 ? micro_batches
+                                                 : MicroBatchSettings{}}));
   return out;
 }
 
@@ -148,7 +149,8 @@ absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Create(
     const MicroBatchSettings& micro_batches) {
   if (backend == kernels::Backend::kCuda && place.gpus.size() > 1) {
     if (experts == nullptr) {
-      return CreateOnGroup(checkpoint, sizes, activations, place);
+      return CreateOnGroup(
+          checkpoint, sizes, activations, place, micro_batches);
     }
     return absl::InvalidArgumentError(
         "several GPUs and workers: not together yet; take the workers out of "

@@ -50,9 +50,6 @@ struct DevicePlace {
   std::vector<int32_t> shares = {};  // of those, as RankConfig has them
   kernels::GroupExchange exchange = kernels::GroupExchange::kPeer;
   absl::Duration group_deadline = absl::Seconds(5);  // of a wait for a rank
-  // Of a step in the lone form: 1, 2, or 0: whichever was measured to be
-  // faster.
-  int32_t micro_batches = 1;
   // Layers whose routed experts are on the GPU too; empty: none where there
   // are `experts` to hold them, else all.
   std::vector<bool> routed_here = {};

@@ -7,6 +7,7 @@
 #include <optional>
 #include <utility>
 
+#include "common/limits.h"
 #include "common/status_macros.h"
 #include "coordinator/model/group_decoder_impl.h"
 #include "coordinator/model/rank_sources.h"
@@ -91,13 +92,13 @@ absl::StatusOr<std::unique_ptr<GroupDecoder>> GroupDecoder::Create(
   }
   auto impl = std::make_unique<Impl>();
   impl->deadline = options.deadline;
-  impl->choice = MicroBatchChoice(options.micro_batches);
+  impl->micro_batches.emplace(options.micro_batches);
   impl->half = HalfOf(options.each);
   GroupLane::Options lane{.each = options.each,
                           .form = options.form,
                           .exchange = options.exchange,
                           .deadline = options.deadline,
-                          .lanes = options.micro_batches == 1 ? 1 : 2};
+                          .lanes = options.micro_batches.count == 1 ? 1 : 2};
   std::vector<GroupLane::Rank> ranks, beside;
   for (Member& member : members) {
     if (lane.lanes > 1) {
@@ -150,7 +151,7 @@ absl::StatusOr<StepOutput> GroupDecoder::Run(
   const std::vector<GroupPart> parts =
       d.Cut(batch, tokens, logit_rows, /*whole=*/probe != nullptr);
   const auto outs =
-      std::make_shared<std::array<StepOutput, kMicroBatchesMax>>();
+      std::make_shared<std::array<StepOutput, limits::kMicroBatchesMax>>();
   const auto lead = [outs, probe](const GroupPart& part) -> absl::Status {
     ASSIGN_OR_RETURN(
         (*outs)[part.row_begin == 0 ? 0 : 1],

@@ -38,10 +38,9 @@ class GroupDecoder final : public Decoder {
     GroupForm form = GroupForm::kSymmetric;
     kernels::GroupExchange exchange = kernels::GroupExchange::kPeer;
     absl::Duration deadline = absl::Seconds(5);  // of a wait for another rank
-    // In flight at a time: 1; 2 where a step has two sequences; 0: whichever
-    // was measured to be faster. With 0 and 2 a second lane has arrays for half
-    // of a step's rows and sequences.
-    int32_t micro_batches = 1;
+    // With a count of 0 or 2, a second lane has arrays for half of a step's
+    // rows and sequences.
+    MicroBatchSettings micro_batches = {};
   };
   // Of a second lane, where the first one has that room.
   static DeviceDecoder::Options HalfOf(const DeviceDecoder::Options& each);

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -30,11 +31,14 @@ struct GroupPart {
 using GroupLead = std::function<absl::Status(const GroupPart&)>;
 
 struct GroupDecoder::Impl {
-  // What this step is computed in.
+  // What this step is computed in. `whole`: in one piece.
   std::vector<GroupPart> Cut(const kernels::StepBatch& batch,
                              std::span<const int32_t> tokens,
                              std::span<const int32_t> wanted,
                              bool whole);
+  // Whether the second lane has room for the second half.
+  bool FitsHalf(const kernels::StepBatch& batch,
+                std::span<const int32_t> tokens) const;
   // All parts at once: `lead` for rank 0, the other ranks follow.
   absl::Status Run(const std::vector<GroupPart>& parts,
                    const GroupLead& lead,
@@ -49,7 +53,7 @@ struct GroupDecoder::Impl {
   std::vector<std::unique_ptr<GroupLane>> lanes;
   std::unique_ptr<RankThread> second;  // leads the second lane
   DeviceDecoder::Options half;         // of the second lane
-  MicroBatchChoice choice{1};
+  std::optional<MicroBatchSteps> micro_batches;
   int64_t steps_cut = 0;
   std::vector<RankCut> cuts;
   checkpoint::ModelConfig whole;  // as to GDN

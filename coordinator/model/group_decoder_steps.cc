@@ -5,7 +5,6 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "common/clock.h"
 #include "common/status_macros.h"
 #include "coordinator/model/group_decoder_impl.h"
 
@@ -33,29 +32,30 @@ std::vector<GroupPart> GroupDecoder::Impl::Cut(const StepBatch& batch,
                                                std::span<const int32_t> tokens,
                                                std::span<const int32_t> wanted,
                                                bool whole) {
-  int32_t count = 1;
-  if (!whole && lanes.size() > 1 && batch.sequences.size() > 1 &&
-      std::is_sorted(wanted.begin(), wanted.end())) {
-    count = choice.For(batch.rows);
-  }
-  const auto parts_of = [&](int32_t number) {
-    const MicroBatches cut(batch, tokens, wanted, number);
-    std::vector<GroupPart> out;
-    for (const MicroBatch& micro : cut.all()) {
-      out.push_back(
-          {.lane = lanes[out.size()].get(),
-           .own = std::make_shared<OwnedBatch>(micro.batch, micro.tokens),
-           .row_begin = micro.row_begin,
-           .wanted = {micro.logits.begin(), micro.logits.end()}});
+  const bool may_cut = !whole && lanes.size() > 1 && FitsHalf(batch, tokens) &&
+                       std::is_sorted(wanted.begin(), wanted.end());
+  const MicroBatches cut(batch, tokens, micro_batches->Begin(batch, may_cut));
+  std::vector<GroupPart> out;
+  for (const MicroBatch& micro : cut.all()) {
+    GroupPart& part = out.emplace_back();
+    part.lane = lanes[out.size() - 1].get();
+    part.own = std::make_shared<OwnedBatch>(micro.batch, micro.tokens);
+    part.row_begin = micro.row_begin;
+    for (const int32_t row : wanted) {
+      const int32_t own = row - micro.row_begin;
+      if (own >= 0 && own < micro.batch.rows) part.wanted.push_back(own);
     }
-    return out;
-  };
-  std::vector<GroupPart> out = parts_of(count);
-  const StepBatch later = out.back().own->batch();
-  const bool fits = count == 1 || (later.rows <= half.rows_max &&
-                                   std::ssize(later.sequences) <=
-                                       std::ptrdiff_t{half.sequences_max});
-  return fits ? out : parts_of(1);
+  }
+  return out;
+}
+
+bool GroupDecoder::Impl::FitsHalf(const StepBatch& batch,
+                                  std::span<const int32_t> tokens) const {
+  if (batch.sequences.size() < 2) return false;
+  const MicroBatches cut(batch, tokens, 2);
+  const StepBatch& later = cut.all()[1].batch;
+  return later.rows <= half.rows_max &&
+         std::ssize(later.sequences) <= std::ptrdiff_t{half.sequences_max};
 }
 
 absl::Status GroupDecoder::Impl::RunTwo(const std::vector<GroupPart>& parts,
@@ -88,24 +88,14 @@ absl::Status GroupDecoder::Impl::Run(const std::vector<GroupPart>& parts,
                                      const GroupLead& lead,
                                      const Probe* probe) {
   RETURN_IF_ERROR(lost);
-  const absl::Time begin = RealClock()->Now();
   if (parts.size() > 1) {
     RETURN_IF_ERROR(RunTwo(parts, lead, probe));
+    ++steps_cut;
   } else {
     const absl::Status end[] = {Together(parts[0], lead, probe)};
     RETURN_IF_ERROR(Ended(end));
   }
-  const auto count = static_cast<int32_t>(parts.size());
-  steps_cut += count - 1;
-  int32_t rows = 0;
-  size_t sequences = 0;
-  for (const GroupPart& part : parts) {
-    rows += part.own->batch().rows;
-    sequences += part.own->batch().sequences.size();
-  }
-  if (lanes.size() > 1 && sequences > 1) {
-    choice.Took(rows, count, RealClock()->Now() - begin);
-  }
+  micro_batches->End();
   return absl::OkStatus();
 }
 

@@ -110,7 +110,7 @@ struct GroupRunner {
          .form = setting.form,
          .exchange = setting.where.exchange,
          .deadline = deadline,
-         .micro_batches = setting.micro_batches});
+         .micro_batches = {.count = setting.micro_batches}});
     EXPECT_TRUE(made.ok()) << made.status();
     if (!made.ok()) return;
     decoder = made->get();
