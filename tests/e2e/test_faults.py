@@ -193,3 +193,42 @@ def test_terminate_while_idle_exits_clean(make_cluster):
     cluster = make_cluster(workers=0)
     cluster.coordinator.signal(signal.SIGTERM)
     assert cluster.coordinator.wait(20) == 0
+
+
+TWO = QUICK + "exchange:\n  micro_batches: 2\n"
+PROMPTS = ["Once upon a time", "The sea", "def main():", "1, 2, 3, 4, 5, 6"]
+
+
+def texts(cluster):
+    """Replies to all prompts at once."""
+    streams = [Stream(cluster, prompt=p, max_tokens=48) for p in PROMPTS]
+    out = []
+    for stream in streams:
+        events = stream.rest()
+        assert events[-1] == "[DONE]"
+        out.append("".join(json.loads(e)["choices"][0]["text"]
+                           for e in events[:-1]))
+        stream.close()
+    return out
+
+
+def test_two_micro_batches_change_no_text_and_end_together(make_cluster):
+    whole = make_cluster(settings="exchange:\n  micro_batches: 1\n")
+    want = texts(whole)
+    whole.stop()
+    cluster = make_cluster(settings=TWO)
+    assert texts(cluster) == want
+
+    streams = [Stream(cluster, prompt=p) for p in PROMPTS]
+    for stream in streams:
+        assert "text" in stream.event()
+    series = 'conclave_micro_batch_steps_total{micro_batches="2"}'
+    wait_until("steps are cut", lambda: cluster.metric(series) > 0)
+    cluster.workers["w1"].signal(signal.SIGKILL)
+    for stream in streams:
+        assert_ends_in_error(stream.rest(), "w1")
+        stream.close()
+    cluster.workers["w1"].wait()
+    cluster.start_worker("w1")
+    cluster.wait_ready()
+    assert texts(cluster) == want

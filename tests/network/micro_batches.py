@@ -15,6 +15,8 @@ import tempfile
 
 from predict import ROOT, Cluster, conclave, run
 
+PATIENCE_S = 3600
+
 ROW = re.compile(r"^cpu +\d+ +(\d+) +(1|2|by gain) +(\d+) +(\d+) +[\d.]+ +\d+ "
                  r"+[\d.]+ +(\d+)$", re.M)
 
@@ -26,7 +28,7 @@ def measured(options, cluster):
                     "--sequences", options.sequences, "--micro-batches",
                     "1,2,0", "--repeats", options.repeats, "--steps",
                     options.steps, "--prefill", "64", "--log-level",
-                    "error").stdout
+                    "error", patience_s=PATIENCE_S).stdout
     return {(int(s), m): (int(decode), int(us), int(prompts))
             for s, m, decode, us, prompts in ROW.findall(said)}
 

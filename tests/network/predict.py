@@ -25,9 +25,9 @@ PORT, INNER_PORT = 7100, 7101
 PATIENCE_S = 300
 
 
-def run(*arguments, check=True):
+def run(*arguments, check=True, patience_s=PATIENCE_S):
     return subprocess.run([str(a) for a in arguments], capture_output=True,
-                          text=True, timeout=PATIENCE_S, check=check)
+                          text=True, timeout=patience_s, check=check)
 
 
 class Namespace:
@@ -130,8 +130,9 @@ class Cluster:
             host.remove()
 
 
-def conclave(options, *arguments):
-    return run(pathlib.Path(options.build) / "bin/conclave", *arguments)
+def conclave(options, *arguments, **how):
+    return run(pathlib.Path(options.build) / "bin/conclave", *arguments,
+               **how)
 
 
 def predicted(options, cluster, links):
