@@ -2,11 +2,7 @@
 // The sum over ranks by NCCL: all parts to all ranks, then the sum that a rank
 // makes of planes of its own. NCCL has no deadlines: the thread that waits for
 // a rank's step looks at how far the others came.
-#include <dlfcn.h>
-#include <nccl.h>
-
 #include <algorithm>
-#include <cstdlib>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -15,56 +11,10 @@
 #include "common/clock.h"
 #include "common/status_macros.h"
 #include "kernels/cuda/group.cuh"
+#include "kernels/cuda/nccl_library.h"
 
 namespace conclave::kernels::cuda {
 namespace {
-
-// The library when it is first asked for. Its connections are made with the
-// communicators, since nothing can be allocated while a step is recorded, not
-// over NVLink multicast, and no buffers are registered; who set these variables
-// is heard.
-void* OpenLibrary() {
-  setenv("NCCL_RUNTIME_CONNECT", "0", 0);
-  setenv("NCCL_NVLS_ENABLE", "0", 0);
-  setenv("NCCL_GRAPH_REGISTER", "0", 0);
-  return dlopen("libnccl.so.2", RTLD_NOW | RTLD_LOCAL);
-}
-
-struct Nccl {
-  void* library = OpenLibrary();
-  template <typename F>
-  F* Find(F*, const char* name) const {
-    return library == nullptr ? nullptr
-                              : reinterpret_cast<F*>(dlsym(library, name));
-  }
-  decltype(&ncclCommInitAll) init_all =
-      Find(&ncclCommInitAll, "ncclCommInitAll");
-  decltype(&ncclCommAbort) abort = Find(&ncclCommAbort, "ncclCommAbort");
-  decltype(&ncclGroupStart) group_start =
-      Find(&ncclGroupStart, "ncclGroupStart");
-  decltype(&ncclGroupEnd) group_end = Find(&ncclGroupEnd, "ncclGroupEnd");
-  decltype(&ncclAllGather) all_gather = Find(&ncclAllGather, "ncclAllGather");
-  decltype(&ncclBroadcast) broadcast = Find(&ncclBroadcast, "ncclBroadcast");
-  decltype(&ncclGetErrorString) error =
-      Find(&ncclGetErrorString, "ncclGetErrorString");
-
-  bool whole() const {
-    return init_all != nullptr && abort != nullptr && group_start != nullptr &&
-           group_end != nullptr && all_gather != nullptr &&
-           broadcast != nullptr && error != nullptr;
-  }
-};
-
-const Nccl& Library() {
-  static const Nccl nccl;
-  return nccl;
-}
-
-absl::Status FromNccl(ncclResult_t result, const char* what) {
-  if (result == ncclSuccess) return absl::OkStatus();
-  return absl::InternalError(
-      absl::StrCat("NCCL: ", what, ": ", Library().error(result)));
-}
 
 // Of all ranks, sums that they came to; `least`: who came to the fewest.
 int64_t Passed(const DeviceGroup::Impl& group, int32_t* least) {
@@ -92,10 +42,9 @@ void EndStep(DeviceGroup::Impl* group, int32_t rank, int32_t missed) {
 }  // namespace
 
 absl::Status MakeCommunicators(DeviceGroup::Impl* group) {
-  if (!Library().whole()) {
+  if (const absl::Status there = Nccl().Check(); !there.ok()) {
     return absl::UnavailableError(
-        "libnccl.so.2 is not there or too old; install NCCL 2.18 or newer, or "
-        "use group_exchange: peer");
+        absl::StrCat(there.message(), ", or use group_exchange: peer"));
   }
   std::vector<int> devices;
   for (const DeviceGroup::Impl::Rank& rank : group->ranks) {
@@ -103,7 +52,7 @@ absl::Status MakeCommunicators(DeviceGroup::Impl* group) {
   }
   std::vector<ncclComm_t> comms(devices.size());
   RETURN_IF_ERROR(FromNccl(
-      Library().init_all(
+      Nccl().init_all(
           comms.data(), static_cast<int>(devices.size()), devices.data()),
       "making communicators"));
   for (size_t i = 0; i < comms.size(); ++i) group->ranks[i].comm = comms[i];
@@ -123,9 +72,9 @@ void AbortCommunicators(DeviceGroup::Impl* group) {
   std::lock_guard<std::mutex> lock(group->aborting_mutex);
   group->aborting.emplace_back([comms] {
     // Together: the communicators of a process wait for each other.
-    Library().group_start();
-    for (ncclComm_t comm : comms) Library().abort(comm);
-    Library().group_end();
+    Nccl().group_start();
+    for (ncclComm_t comm : comms) Nccl().abort(comm);
+    Nccl().group_end();
   });
 }
 
@@ -143,19 +92,19 @@ absl::Status QueueNcclSum(DeviceGroup::Impl* group,
     // The step has ended; what is queued no longer matters.
     if (comm == nullptr) return absl::OkStatus();
     RETURN_IF_ERROR(FromNccl(sum.only < 0
-                                 ? Library().all_gather(own.part.as<float>(),
-                                                        own.slots.as<float>(),
-                                                        count,
-                                                        ncclFloat32,
-                                                        comm,
-                                                        stream)
-                                 : Library().broadcast(own.part.as<float>(),
-                                                       own.slots.as<float>(),
-                                                       count,
-                                                       ncclFloat32,
-                                                       sum.only,
-                                                       comm,
-                                                       stream),
+                                 ? Nccl().all_gather(own.part.as<float>(),
+                                                     own.slots.as<float>(),
+                                                     count,
+                                                     ncclFloat32,
+                                                     comm,
+                                                     stream)
+                                 : Nccl().broadcast(own.part.as<float>(),
+                                                    own.slots.as<float>(),
+                                                    count,
+                                                    ncclFloat32,
+                                                    sum.only,
+                                                    comm,
+                                                    stream),
                              "queueing rows"));
   }
   const DeviceAddend all{
