@@ -15,6 +15,9 @@ inline constexpr int32_t kKvBlockTokens = 64;
 inline constexpr int32_t kGdnCellRows = 64;
 // Rows that one step may carry: prefill budget plus decode rows.
 inline constexpr int32_t kStepRowsMax = 8192;
+// Rows of a step over a link: what fills a recorded step up is at most half of
+// its sequences.
+inline constexpr int32_t kLinkRowsMax = 8704;
 inline constexpr int32_t kStepTokensDefault = 512;
 // A GPU reads all experts for a prompt either way: the more rows, the better.
 inline constexpr int32_t kStepTokensOnGpu = 2048;
@@ -61,5 +64,6 @@ static_assert(kKvBlockTokens % kGdnCellRows == 0 ||
               kGdnCellRows % kKvBlockTokens == 0);
 static_assert(kStepTokensDefault >= kGdnCellRows);
 static_assert(kStepRowsMax >= kStepTokensOnGpu + kSequencesMax);
+static_assert(kLinkRowsMax == kStepRowsMax + kSequencesMax / 2);
 
 }  // namespace conclave::limits

@@ -34,8 +34,8 @@ class DeviceLink {
     std::string id;  // of NewId, the same on all ranks
     int32_t rank = 0;
     int32_t ranks = 0;
-    // For all ranks to come; and without an exchange that passes, of a wait.
-    absl::Duration deadline = absl::Seconds(5);
+    absl::Duration join_deadline = absl::Seconds(5);  // for all ranks to come
+    absl::Duration deadline = absl::Seconds(5);       // for the next to pass
     // Asked by whoever waits, every now and then; an error ends the wait with
     // it. May be null.
     std::function<absl::Status()> lost = nullptr;

@@ -80,6 +80,13 @@ void ControlService::Handle(const std::string& method,
     }
     return StartMeasure(std::move(message), std::move(respond));
   }
+  if (method == "/conclave.v1.WorkerControl/Join") {
+    v1::JoinRequest message;
+    if (!message.ParseFromString(request)) {
+      return respond.finish(BadRequest(method));
+    }
+    return options_.link->Join(std::move(message), std::move(respond));
+  }
   options_.peers->Handle(method, std::move(request), std::move(respond));
 }
 
@@ -118,6 +125,8 @@ void ControlService::Load(const v1::AssignRequest& request,
     respond.send(last.SerializeAsString());
     last.clear_wants();
   };
+  // What a link holds of the experts before goes with it.
+  options_.link->Leave();
   const absl::Status status = options_.store->Assign(request, report);
   if (status.ok()) {
     log::Info(absl::StrCat("holding shards: ",
@@ -146,6 +155,7 @@ v1::HealthReply ControlService::Health(const v1::HealthRequest& request) const {
   reply.set_memory_free_bytes(memory.free_bytes);
   reply.set_memory_total_bytes(memory.total_bytes);
   reply.set_unix_nanos(absl::ToUnixNanos(options_.clock->Now()));
+  options_.link->Describe(&reply);
   return reply;
 }
 

@@ -15,6 +15,7 @@
 #include "worker/expert_device.h"
 #include "worker/expert_runner.h"
 #include "worker/expert_store.h"
+#include "worker/link_service.h"
 #include "worker/peer_service.h"
 
 namespace conclave::worker {
@@ -31,6 +32,7 @@ class ControlService {
     const ExpertRunner* runner = nullptr;
     ExpertDevice* device = nullptr;  // what computes; null: the CPU
     PeerService* peers = nullptr;
+    LinkService* link = nullptr;
     Clock* clock = nullptr;
     checkpoint::LoadProgressFn progress;  // for the operator; may be null
   };

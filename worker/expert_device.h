@@ -45,6 +45,7 @@ class ExpertDevice final : public ShardSums {
 
   const std::string& name() const { return options_.name; }
   int32_t number() const { return queue_->device(); }
+  int32_t pairs_max() const { return options_.pairs_max; }
 
   // As it was asked last; zeros before.
   MemoryState memory() const;

@@ -16,6 +16,7 @@
 #include "worker/expert_device.h"
 #include "worker/expert_runner.h"
 #include "worker/expert_store.h"
+#include "worker/link_service.h"
 #include "worker/peer_service.h"
 #include "worker/shard_sums.h"
 
@@ -80,6 +81,10 @@ struct Worker::Impl {
                .device = device.get()}),
         runner(name, &store, Sums()),
         peers(options.name, &store),
+        link({.name = name,
+              .store = &store,
+              .device = device.get(),
+              .clock = RealClock()}),
         control({.name = options.name,
                  .threads = Threads(options),
                  .spin_us = options.spin_us,
@@ -87,10 +92,11 @@ struct Worker::Impl {
                  .runner = &runner,
                  .device = device.get(),
                  .peers = &peers,
+                 .link = &link,
                  .clock = RealClock(),
                  .progress = options.progress}),
         exchange({.spin_us = options.spin_us,
-                  .handler = [this](auto f) { return runner.Handle(f); },
+                  .handler = [this](auto f) { return Answer(f); },
                   .control =
                       [this](const std::string& method,
                              std::string request,
@@ -98,6 +104,12 @@ struct Worker::Impl {
                         control.Handle(
                             method, std::move(request), std::move(respond));
                       }}) {}
+
+  Buffer Answer(std::span<const std::byte> frame) {
+    const auto kind = transport::PeekKind(frame);
+    const bool step = kind.ok() && *kind == transport::FrameKind::kStep;
+    return step ? link.Begin(frame) : runner.Handle(frame);
+  }
 
   ShardSums* Sums() {
     if (device != nullptr) return device.get();
@@ -112,6 +124,7 @@ struct Worker::Impl {
   ExpertStore store;
   ExpertRunner runner;
   PeerService peers;
+  LinkService link;
   ControlService control;
   transport::GrpcExchangeServer exchange;
   std::unique_ptr<grpc::Server> server;
@@ -129,10 +142,15 @@ Worker::~Worker() {
 }
 
 absl::StatusOr<std::unique_ptr<Worker>> Worker::Start(WorkerOptions options) {
+  ASSIGN_OR_RETURN(auto device, OpenDevice(options));
+  return Start(std::move(options), std::move(device));
+}
+
+absl::StatusOr<std::unique_ptr<Worker>> Worker::Start(
+    WorkerOptions options, std::unique_ptr<ExpertDevice> device) {
   ASSIGN_OR_RETURN(const transport::TlsKeys keys,
                    transport::ReadTls(options.tls));
   ASSIGN_OR_RETURN(auto cache, OpenCache(options));
-  ASSIGN_OR_RETURN(auto device, OpenDevice(options));
   auto worker = std::unique_ptr<Worker>(new Worker(std::make_unique<Impl>(
       options, keys, std::move(cache), std::move(device))));
   Impl& impl = *worker->impl_;

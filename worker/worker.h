@@ -10,6 +10,7 @@
 #include "common/checkpoint/shard_weights.h"
 #include "conclave/v1/config.pb.h"
 #include "kernels/context.h"
+#include "worker/expert_device.h"
 
 namespace conclave::worker {
 
@@ -36,6 +37,9 @@ class Worker {
   // Unavailable: the address cannot be bound. Errors of the cache's folder, and
   // of a GPU that cannot be used.
   static absl::StatusOr<std::unique_ptr<Worker>> Start(WorkerOptions options);
+  // With experts on that device, null: the CPU, whatever the options say.
+  static absl::StatusOr<std::unique_ptr<Worker>> Start(
+      WorkerOptions options, std::unique_ptr<ExpertDevice> device);
   // Ends all calls, a load too.
   ~Worker();
 

@@ -206,7 +206,8 @@ Buffer EncodeError(const ErrorReply& error) {
 
 absl::StatusOr<FrameKind> PeekKind(std::span<const std::byte> frame) {
   ASSIGN_OR_RETURN(Header header, ReadHeader(frame));
-  if (header.kind < 1 || header.kind > 4) {
+  if (header.kind < static_cast<uint8_t>(FrameKind::kRequest) ||
+      header.kind > static_cast<uint8_t>(FrameKind::kStep)) {
     return Bad("unknown kind ", header.kind);
   }
   return static_cast<FrameKind>(header.kind);

@@ -76,16 +76,28 @@ struct ProbeFrame {
 // The largest payload, either way.
 uint64_t ProbeBytesMax();
 
+// A step whose rows travel over a link: its layers are queued with no further
+// word. The answer repeats it, or is an error.
+struct StepFrame {
+  FrameTag tag;         // layer 0
+  uint64_t link = 0;    // its number
+  int32_t rows = 0;     // of every layer
+  bool record = false;  // such steps come again
+  friend bool operator==(const StepFrame&, const StepFrame&) = default;
+};
+
 Buffer EncodeRequest(const ExpertRequest& request);
 Buffer EncodeReply(const ExpertReply& reply);
 Buffer EncodeError(const ErrorReply& error);
 Buffer EncodeProbe(const ProbeFrame& probe);
+Buffer EncodeStep(const StepFrame& step);
 
 enum class FrameKind : uint8_t {
   kRequest = 1,
   kReply = 2,
   kError = 3,
-  kProbe = 4
+  kProbe = 4,
+  kStep = 5
 };
 // InvalidArgument: too short, wrong magic, other protocol version.
 absl::StatusOr<FrameKind> PeekKind(std::span<const std::byte> frame);
@@ -95,5 +107,6 @@ absl::StatusOr<ExpertRequest> DecodeRequest(std::span<const std::byte> frame);
 absl::StatusOr<ExpertReply> DecodeReply(std::span<const std::byte> frame);
 absl::StatusOr<ErrorReply> DecodeError(std::span<const std::byte> frame);
 absl::StatusOr<ProbeFrame> DecodeProbe(std::span<const std::byte> frame);
+absl::StatusOr<StepFrame> DecodeStep(std::span<const std::byte> frame);
 
 }  // namespace conclave::transport

@@ -99,4 +99,28 @@ absl::StatusOr<ProbeFrame> DecodeProbe(std::span<const std::byte> frame) {
                     .reply_bytes = static_cast<uint64_t>(header.rows)};
 }
 
+Buffer EncodeStep(const StepFrame& step) {
+  Buffer frame(sizeof(Header) + sizeof(step.link));
+  Header header = MakeHeader(FrameKind::kStep, step.tag, frame.size());
+  header.shards = step.record ? 1 : 0;
+  header.rows = step.rows;
+  std::memcpy(frame.data(), &header, sizeof(header));
+  std::memcpy(frame.data() + sizeof(header), &step.link, sizeof(step.link));
+  return frame;
+}
+
+absl::StatusOr<StepFrame> DecodeStep(std::span<const std::byte> frame) {
+  ASSIGN_OR_RETURN(const Header header, ReadHeader(frame, FrameKind::kStep));
+  StepFrame step{
+      .tag = TagOf(header), .rows = header.rows, .record = header.shards != 0};
+  if (frame.size() != sizeof(header) + sizeof(step.link)) {
+    return Bad("a step of ", frame.size(), " bytes");
+  }
+  if (header.rows < 1 || header.rows > limits::kLinkRowsMax) {
+    return Bad(header.rows, " rows are out of bounds");
+  }
+  std::memcpy(&step.link, frame.data() + sizeof(header), sizeof(step.link));
+  return step;
+}
+
 }  // namespace conclave::transport

@@ -70,6 +70,8 @@ absl::StatusOr<FrameMeaning> ReadReply(std::span<const std::byte> frame,
       return Wrong("a request where a reply was due");
     case FrameKind::kProbe:
       return Wrong("a probe where a reply was due");
+    case FrameKind::kStep:
+      return Wrong("a step where a reply was due");
     case FrameKind::kError: {
       const absl::StatusOr<ErrorReply> error = transport::DecodeError(frame);
       if (!error.ok()) return Garbage(error.status());

@@ -46,7 +46,7 @@ struct DeviceLink::Impl {
 
   absl::Status Begin();
   // Until what NCCL has begun is under way.
-  absl::Status Settle();
+  absl::Status Settle(absl::Duration deadline);
   // A word from rank 0 to each and back, which also connects them.
   absl::Status Greet();
   absl::Status Queue(std::span<const LinkPart> sends,
@@ -95,8 +95,8 @@ DeviceLink::Impl::~Impl() {
   if (passed != nullptr) cudaFreeHost(passed);
 }
 
-absl::Status DeviceLink::Impl::Settle() {
-  const absl::Time end = options.clock->Now() + options.deadline;
+absl::Status DeviceLink::Impl::Settle(absl::Duration deadline) {
+  const absl::Time end = options.clock->Now() + deadline;
   while (true) {
     ncclResult_t state = ncclSuccess;
     {
@@ -112,7 +112,7 @@ absl::Status DeviceLink::Impl::Settle() {
           "link: not all of ",
           options.ranks,
           " ranks came within ",
-          absl::FormatDuration(options.deadline),
+          absl::FormatDuration(deadline),
           "; check that their hosts reach each other (NCCL_SOCKET_IFNAME "
           "chooses the network) and run one version of NCCL; NCCL_DEBUG=INFO "
           "tells more"));
@@ -152,7 +152,7 @@ absl::Status DeviceLink::Impl::Begin() {
         Nccl().init_rank(&comm, options.ranks, id, options.rank, &config),
         "making a communicator"));
   }
-  return Settle();
+  return Settle(options.join_deadline);
 }
 
 absl::Status DeviceLink::Impl::Queue(std::span<const LinkPart> sends,
@@ -177,7 +177,7 @@ absl::Status DeviceLink::Impl::Queue(std::span<const LinkPart> sends,
     status.Update(FromNccl(Nccl().group_end(), "queueing an exchange"));
     RETURN_IF_ERROR(status);
   }
-  RETURN_IF_ERROR(Settle());
+  RETURN_IF_ERROR(Settle(options.deadline));
   return cuda::QueuePassed(queue, passed);
 }
 

@@ -51,9 +51,10 @@ struct DeviceLink::Impl {
   // Until `there`, which is asked with the meeting's mutex held.
   template <typename There>
   absl::Status Await(std::unique_lock<std::mutex>* lock,
+                     absl::Duration deadline,
                      const std::string& what,
                      const There& there) {
-    const absl::Time end = options.clock->Now() + options.deadline;
+    const absl::Time end = options.clock->Now() + deadline;
     while (!there()) {
       if (aborted) return absl::AbortedError("the link was aborted");
       if (options.lost != nullptr) {
@@ -63,8 +64,8 @@ struct DeviceLink::Impl {
         RETURN_IF_ERROR(lost);
       }
       if (options.clock->Now() >= end) {
-        return absl::DeadlineExceededError(absl::StrCat(
-            what, " within ", absl::FormatDuration(options.deadline)));
+        return absl::DeadlineExceededError(
+            absl::StrCat(what, " within ", absl::FormatDuration(deadline)));
       }
       meeting->changed.wait_for(*lock, kLook);
     }
@@ -96,6 +97,7 @@ absl::Status DeviceLink::Impl::Meet() {
   meeting->came[options.rank] = true;
   meeting->changed.notify_all();
   return Await(&lock,
+               options.join_deadline,
                absl::StrCat("link: not all of ", options.ranks, " ranks came"),
                [this] {
                  int32_t there = 0;
@@ -107,10 +109,11 @@ absl::Status DeviceLink::Impl::Meet() {
 absl::Status DeviceLink::Impl::Receive(const LinkPart& part) {
   std::unique_lock<std::mutex> lock(meeting->mutex);
   std::deque<Bytes>& box = meeting->boxes[{part.peer, options.rank}];
-  RETURN_IF_ERROR(Await(
-      &lock, absl::StrCat("link: nothing came from rank ", part.peer), [&] {
-        return !box.empty();
-      }));
+  RETURN_IF_ERROR(
+      Await(&lock,
+            options.deadline,
+            absl::StrCat("link: nothing came from rank ", part.peer),
+            [&] { return !box.empty(); }));
   const Bytes bytes = std::move(box.front());
   box.pop_front();
   if (bytes.size() != part.bytes) {

@@ -38,5 +38,9 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     const conclave::Buffer again = EncodeProbe(*probe);
     CONCLAVE_CHECK(DecodeProbe(again.bytes()).ok());
   }
+  const auto step = DecodeStep(frame.bytes());
+  if (step.ok()) {
+    CONCLAVE_CHECK(*DecodeStep(EncodeStep(*step).bytes()) == *step);
+  }
   return 0;
 }

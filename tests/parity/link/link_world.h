@@ -36,6 +36,7 @@ class LinkWorld {
     return {.id = id,
             .rank = rank,
             .ranks = ranks(),
+            .join_deadline = where_.gpus ? absl::Seconds(60) : absl::Seconds(5),
             .deadline = where_.gpus ? absl::Seconds(20) : absl::Seconds(5),
             .lost =
                 [this] {

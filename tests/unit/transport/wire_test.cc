@@ -165,6 +165,26 @@ TEST(Wire, ProbesRoundTripWithinTheLimit) {
   EXPECT_THAT(WhyNot(frame), HasSubstr("kind"));
 }
 
+TEST(Wire, StepsRoundTripWithinTheLimit) {
+  const StepFrame step{.tag = {.generation = 1, .step = 2},
+                       .link = uint64_t{1} << 40,
+                       .rows = 9,
+                       .record = true};
+  const Buffer frame = EncodeStep(step);
+  ASSERT_EQ(*PeekKind(frame.bytes()), FrameKind::kStep);
+  const auto got = DecodeStep(frame.bytes());
+  ASSERT_TRUE(got.ok()) << got.status();
+  EXPECT_EQ(*got, step);
+  for (const int32_t bad : {-1, 0, limits::kLinkRowsMax + 1}) {
+    const Buffer wrong = With(Buffer::Copy(frame.bytes()), 40, bad);
+    EXPECT_FALSE(DecodeStep(wrong.bytes()).ok()) << bad;
+  }
+  const Buffer cut =
+      With(Buffer::Copy(frame.bytes().first(56)), 8, uint64_t{56});
+  EXPECT_FALSE(DecodeStep(cut.bytes()).ok());
+  EXPECT_THAT(WhyNot(frame), HasSubstr("kind"));
+}
+
 TEST(Wire, SurplusBytesAreRefused) {
   const Buffer frame = Small().Encode();
   Buffer longer(frame.size() + 8);
