@@ -64,7 +64,7 @@ class DeviceLink {
   // Until everything queued is done. After an error the link is aborted, what
   // was received means nothing, and nothing that was queued still runs, unless
   // the device is lost (Internal). DeadlineExceeded: no exchange passed in
-  // time. Aborted: by Abort. Unavailable: a peer is gone.
+  // time. Aborted: by Abort. Unavailable: a peer is gone, or what NCCL says.
   absl::Status Wait();
 
   // Ends all exchanges, now and to come. From any thread; returns at once.

@@ -163,7 +163,7 @@ void LinkService::Join(v1::JoinRequest request, transport::Responder respond) {
 
 absl::Status LinkService::CheckStep(const transport::StepFrame& step) const {
   const std::lock_guard<std::mutex> lock(mu_);
-  if (steps_ == nullptr || link_ != step.link) {
+  if (steps_ == nullptr || link_ != step.link || !error_.empty()) {
     return absl::FailedPreconditionError(
         absl::StrCat("step ",
                      step.tag.step,

@@ -127,9 +127,18 @@ absl::Status CheckWorkerBind(const v1::ClusterConfig& config,
   const v1::Tls& tls = config.tls();
   const bool mutual =
       !tls.ca().empty() && !tls.cert().empty() && !tls.key().empty();
-  if (IsLoopback(address) || config.insecure() || mutual) {
-    return absl::OkStatus();
+  if (IsLoopback(address) || config.insecure()) return absl::OkStatus();
+  if (mutual && config.exchange().over() == "nccl") {
+    return absl::FailedPreconditionError(
+        absl::StrCat("worker '",
+                     worker.name(),
+                     "': ",
+                     worker.address(),
+                     ": exchange.over: nccl sends rows without TLS; keep them "
+                     "on a network that you trust and accept the risk with "
+                     "insecure: true, or use exchange.over: grpc"));
   }
+  if (mutual) return absl::OkStatus();
   return absl::FailedPreconditionError(
       absl::StrCat("worker '",
                    worker.name(),

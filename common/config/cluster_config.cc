@@ -54,6 +54,7 @@ void SetDefaults(Message& message) {
     auto& exchange = static_cast<v1::Exchange&>(message);
     exchange.set_rows("f32");
     exchange.set_replies("f32");
+    exchange.set_over("grpc");
   } else if (type == v1::Delivery::descriptor()) {
     static_cast<v1::Delivery&>(message).set_streams(kStreamsDefault);
   } else if (type == v1::Limits::descriptor()) {

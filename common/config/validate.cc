@@ -339,6 +339,11 @@ absl::Status Validate(const v1::ClusterConfig& config) {
                              config.exchange().micro_batches(),
                              0,
                              limits::kMicroBatchesMax));
+  RETURN_IF_ERROR(
+      CheckWord("exchange.over", config.exchange().over(), {"grpc", "nccl"}));
+  if (config.exchange().over() == "nccl" && config.workers_size() == 0) {
+    return Bad("exchange.over", "is nccl, but the file has no workers");
+  }
   return CheckLimits(config.limits());
 }
 

@@ -14,6 +14,7 @@
 #include "common/thread_pool.h"
 #include "coordinator/cli/gpu_plan.h"
 #include "coordinator/cli/group_flags.h"
+#include "coordinator/cli/linked.h"
 #include "coordinator/cli/progress.h"
 #include "coordinator/cluster/placement.h"
 #include "coordinator/delivery/supply.h"
@@ -42,6 +43,7 @@ struct Deployment::Impl {
   std::unique_ptr<delivery::Supply> supply;      // null without workers
   std::unique_ptr<cluster::Cluster> cluster;     // likewise
   std::unique_ptr<experts::Experts> experts;
+  std::unique_ptr<experts::LinkedExperts> linked;  // instead of experts
   Clock* clock = nullptr;
   Metrics* metrics = nullptr;
 
@@ -59,6 +61,7 @@ struct Deployment::Impl {
   DType RowsSent() const;
   absl::Status MakeLocal(const Options& options);
   absl::Status MakeRemote(const Options& options);
+  absl::Status MakeLinked(const Options& options);
 };
 
 namespace {
@@ -115,6 +118,7 @@ absl::Status Deployment::Impl::MakeRemote(const Options& options) {
                         .clock = options.clock,
                         .metrics = options.metrics}));
   RETURN_IF_ERROR(LoadOwn(kCoordinator));
+  if (IsLinked(config)) return MakeLinked(options);
   ASSIGN_OR_RETURN(
       experts,
       experts::RemoteExperts::Create(
@@ -131,6 +135,20 @@ absl::Status Deployment::Impl::MakeRemote(const Options& options) {
            .backend = ExpertBackend(),
            .pool = pool.get(),
            .activations = activations}));
+  return absl::OkStatus();
+}
+
+absl::Status Deployment::Impl::MakeLinked(const Options& options) {
+  experts::LinkedOptions of = LinkedOptionsOf(config,
+                                              placement,
+                                              checkpoint->config(),
+                                              routed_here,
+                                              caches,
+                                              activations);
+  UseCluster(cluster.get(), &of);
+  of.clock = options.clock;
+  of.metrics = options.metrics;
+  ASSIGN_OR_RETURN(linked, experts::LinkedExperts::Create(std::move(of)));
   return absl::OkStatus();
 }
 
@@ -187,11 +205,24 @@ absl::Status Deployment::Impl::PlanGpu(const Options& options) {
     RETURN_IF_ERROR(
         PlaceBesideGpu(options, CachesOf(CachesFor(bounds, model, {}), model)));
   }
+  uint64_t link = 0;
+  if (IsLinked(config)) {
+    const checkpoint::ModelConfig& model = checkpoint->config();
+    ASSIGN_OR_RETURN(link,
+                     experts::LinkedExperts::BytesOf(
+                         LinkedOptionsOf(config,
+                                         placement,
+                                         model,
+                                         routed_here,
+                                         CachesFor(config.limits(), model, {}),
+                                         activations)));
+  }
   ASSIGN_OR_RETURN(gpus,
                    PlanGpus(options.gpus,
                             {.config = &config,
                              .checkpoint = checkpoint.get(),
                              .activations = activations,
+                             .link_bytes = link,
                              .here = routed_here}));
   caches = gpus.caches;
   return absl::OkStatus();
@@ -208,6 +239,7 @@ absl::StatusOr<std::unique_ptr<Deployment>> Deployment::Create(
     c.set_gpu(c.gpus(0));
   }
   impl->backend = options.backend;
+  RETURN_IF_ERROR(CheckLinked(config, options.backend));
   ASSIGN_OR_RETURN(
       impl->activations,
       kernels::ParseActivations(config.coordinator().activations()));
@@ -282,6 +314,7 @@ absl::StatusOr<std::unique_ptr<model::Decoder>> Deployment::MakeDecoder() {
        .shares = impl_->gpus.shares,
        .exchange = exchange,
        .group_deadline = absl::Seconds(impl_->config.deadlines().exchange_s()),
+       .linked = impl_->linked.get(),
        .routed_here = impl_->routed_here},
       micro_batches());
 }

@@ -49,7 +49,7 @@ class Deployment {
   ~Deployment();
 
   const checkpoint::Checkpoint& checkpoint() const;
-  // Null on a GPU, whose decoder holds the experts.
+  // Null on a GPU, whose decoder holds the experts or has them behind a link.
   experts::Experts* experts();
   ThreadPool* pool();
   kernels::Activations activations() const;

@@ -66,4 +66,14 @@ absl::StatusOr<model::StateSizes> FitOnGpu(
                    "bf16, or use backend cpu"));
 }
 
+kernels::KvDType KvDTypeOf(const v1::ClusterConfig& config) {
+  return config.coordinator().kv_dtype() == "fp8" ? kernels::KvDType::kFp8
+                                                  : kernels::KvDType::kBF16;
+}
+
+kernels::GdnDType GdnDTypeOf(const v1::ClusterConfig& config) {
+  return config.coordinator().gdn_state() == "bf16" ? kernels::GdnDType::kBF16
+                                                    : kernels::GdnDType::kF32;
+}
+
 }  // namespace conclave::cli

@@ -9,6 +9,8 @@
 #include "conclave/v1/config.pb.h"
 #include "coordinator/model/decoder.h"
 #include "coordinator/model/device_needs.h"
+#include "kernels/device_attention.h"
+#include "kernels/device_gdn.h"
 
 namespace conclave::cli {
 
@@ -29,5 +31,9 @@ absl::StatusOr<model::StateSizes> FitOnGpu(
     const checkpoint::ModelConfig& config,
     const std::string& gpu,
     const MemoryState& memory);
+
+// What the file says of the caches' numbers.
+kernels::KvDType KvDTypeOf(const v1::ClusterConfig& config);
+kernels::GdnDType GdnDTypeOf(const v1::ClusterConfig& config);
 
 }  // namespace conclave::cli

@@ -46,6 +46,7 @@ absl::StatusOr<DeviceNeeds> NeedsOf(const GpuPlanRequest& request,
                                          .here = request.here,
                                          .rank = rank,
                                          .lanes = lanes}));
+  needs.arrays += request.link_bytes;
   if (rank.ranks == 1) return needs;
   ASSIGN_OR_RETURN(const kernels::GroupExchange exchange,
                    ParseExchange(c.group_exchange()));

@@ -27,6 +27,7 @@ struct GpuPlanRequest {
   const v1::ClusterConfig* config = nullptr;
   const checkpoint::Checkpoint* checkpoint = nullptr;
   kernels::Activations activations = kernels::Activations::kF32;
+  uint64_t link_bytes = 0;  // of rows on their way to workers and back
   model::RoutedHere here = {};
 };
 

@@ -163,6 +163,14 @@ absl::Status ControlClient::Assign(const v1::AssignRequest& request,
       absl::StrCat(Label("assign"), ": ended without a last message"));
 }
 
+absl::Status ControlClient::Join(const v1::JoinRequest& request,
+                                 absl::Duration deadline) {
+  Call call(this, deadline);
+  v1::JoinReply reply;
+  const grpc::Status status = stub_->Join(call.context(), request, &reply);
+  return status.ok() ? absl::OkStatus() : FromGrpc(status, Label("join"));
+}
+
 absl::StatusOr<v1::HealthReply> ControlClient::Health(uint64_t generation,
                                                       absl::Duration deadline) {
   Call call(this, deadline);

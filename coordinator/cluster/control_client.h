@@ -43,7 +43,9 @@ class ControlClient {
   absl::StatusOr<v1::HealthReply> Health(uint64_t generation,
                                          absl::Duration deadline);
 
-  // Ends a Register or Health that runs, and later ones. From any thread.
+  absl::Status Join(const v1::JoinRequest& request, absl::Duration deadline);
+
+  // Ends a call but Assign that runs, and later ones. From any thread.
   void Cancel();
 
  private:

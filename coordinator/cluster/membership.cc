@@ -18,9 +18,9 @@
 #include "common/thread_pool.h"
 #include "common/transport/channel.h"
 #include "common/transport/grpc_transport.h"
-#include "common/version.h"
 #include "coordinator/cluster/assign_request.h"
 #include "coordinator/cluster/control_client.h"
+#include "coordinator/cluster/greeting.h"
 #include "coordinator/cluster/worker_metrics.h"
 
 namespace conclave::cluster {
@@ -156,13 +156,9 @@ void Cluster::Impl::Keep(size_t index) {
 
 absl::Status Cluster::Impl::BringUp(size_t index, ControlClient* client) {
   const v1::Worker& worker = parts.config.workers(static_cast<int>(index));
-  v1::RegisterRequest hello;
-  hello.set_protocol_version(kProtocolVersion);
-  hello.set_coordinator_version(std::string(Version()));
-  hello.set_generation(generation);
-  hello.set_worker_name(worker.name());
   ASSIGN_OR_RETURN(const v1::RegisterReply reply,
-                   client->Register(hello, connect));
+                   client->Register(Greeting(worker, generation), connect));
+  RETURN_IF_ERROR(CheckGreeting(parts.config, Peer(index), reply));
   // Two coordinators that take a worker from each other would never end.
   ASSIGN_OR_RETURN(const v1::HealthReply before,
                    client->Health(generation, health));
@@ -172,9 +168,7 @@ absl::Status Cluster::Impl::BringUp(size_t index, ControlClient* client) {
   {
     const std::lock_guard<std::mutex> lock(mu);
     WorkerState& state = states[index];
-    state.version = reply.worker_version();
-    state.simd = reply.simd();
-    state.threads = reply.threads();
+    Apply(reply, &state);
     state.bytes_done = state.bytes_total = 0;
     state.load_began = parts.clock->Now();
   }
@@ -243,9 +237,7 @@ absl::Status Cluster::Impl::CheckHealth(size_t index, ControlClient* client) {
   {
     const std::lock_guard<std::mutex> lock(mu);
     WorkerState& state = states[index];
-    state.frames_served = reply.frames_served();
-    state.resident_bytes = reply.resident_bytes();
-    state.memory_free_bytes = reply.memory_free_bytes();
+    Apply(reply, &state);
     Show(index);
   }
   if (reply.ready() && reply.generation() == generation) {
@@ -369,6 +361,24 @@ absl::Status Cluster::WaitReady(
     if (ready.ok() || left <= absl::ZeroDuration()) return ready;
     impl_->Sleep(std::min(left, absl::Milliseconds(100)));
   }
+}
+
+WorkerState Cluster::Look(WorkerId worker) const {
+  const std::lock_guard<std::mutex> lock(impl_->mu);
+  return impl_->states[static_cast<size_t>(Index(worker))];
+}
+
+absl::Status Cluster::Join(WorkerId worker, v1::JoinRequest request) const {
+  const auto index = static_cast<size_t>(Index(worker));
+  const std::string& address =
+      impl_->parts.config.workers(static_cast<int>(index)).address();
+  // A channel of its own: the worker's thread uses the other one.
+  ControlClient client(
+      impl_->Peer(index),
+      transport::Dial(address, impl_->keys, transport::Traffic::kControl),
+      impl_->parts.clock);
+  request.set_generation(impl_->generation);
+  return client.Join(request, 2 * absl::Seconds(request.join_s()));
 }
 
 std::vector<WorkerState> Cluster::Workers() const {

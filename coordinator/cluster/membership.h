@@ -15,6 +15,7 @@
 #include "common/slices.h"
 #include "common/transport/transport.h"
 #include "conclave/v1/config.pb.h"
+#include "conclave/v1/control.pb.h"
 #include "coordinator/cluster/worker_state.h"
 #include "coordinator/delivery/supply.h"
 
@@ -53,6 +54,11 @@ class Cluster {
       absl::FunctionRef<void(const std::vector<WorkerState>&)> tick);
 
   std::vector<WorkerState> Workers() const;
+  WorkerState Look(WorkerId worker) const;
+
+  // The worker makes its end of a link; everything but the generation is set.
+  // Returns when it has, at the latest after twice the deadline of joining.
+  absl::Status Join(WorkerId worker, v1::JoinRequest request) const;
 
  private:
   struct Impl;

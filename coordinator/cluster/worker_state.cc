@@ -35,6 +35,22 @@ void Apply(const v1::LoadProgress& news, absl::Time now, WorkerState* state) {
   state->coordinator_bytes = news.coordinator_bytes();
 }
 
+void Apply(const v1::RegisterReply& reply, WorkerState* state) {
+  state->version = reply.worker_version();
+  state->simd = reply.simd();
+  state->threads = reply.threads();
+}
+
+void Apply(const v1::HealthReply& reply, WorkerState* state) {
+  state->frames_served = reply.frames_served();
+  state->resident_bytes = reply.resident_bytes();
+  state->memory_free_bytes = reply.memory_free_bytes();
+  state->link = reply.link();
+  state->link_step = reply.link_step();
+  state->link_layers = reply.link_layers();
+  state->link_error = reply.link_error();
+}
+
 std::string_view Before(const WorkerState& state) {
   if (state.error.ok()) return "";
   const bool now =

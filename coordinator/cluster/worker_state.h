@@ -43,10 +43,19 @@ struct WorkerState {
   uint64_t frames_served = 0;
   uint64_t resident_bytes = 0;
   uint64_t memory_free_bytes = 0;
+  // Its end of the link joined last; link 0: none.
+  uint64_t link = 0;
+  uint64_t link_step = 0;
+  int32_t link_layers = 0;
+  std::string link_error;
 };
 
 // Puts news of a load into the state.
 void Apply(const v1::LoadProgress& news, absl::Time now, WorkerState* state);
+
+// What a worker says of itself.
+void Apply(const v1::RegisterReply& reply, WorkerState* state);
+void Apply(const v1::HealthReply& reply, WorkerState* state);
 
 // What stands between a worker's phase and its last error: nothing without one.
 std::string_view Before(const WorkerState& state);

@@ -55,12 +55,14 @@ absl::StatusOr<std::unique_ptr<Decoder>> CreateOnDevice(
   ASSIGN_OR_RETURN(std::unique_ptr<kernels::DeviceQueue> queue,
                    kernels::DeviceQueue::Create(place.gpu));
   RoutedHere here;
-  if (experts != nullptr) {
+  experts::LinkedExperts* linked = place.linked;
+  if (experts != nullptr || linked != nullptr) {
     here = place.routed_here;
     here.resize(checkpoint.config().full_attention.size());
     // Nothing is elsewhere: steps are recorded.
     if (std::find(here.begin(), here.end(), false) == here.end()) {
       experts = nullptr;
+      linked = nullptr;
     }
   }
   ASSIGN_OR_RETURN(
@@ -70,6 +72,7 @@ absl::StatusOr<std::unique_ptr<Decoder>> CreateOnDevice(
   DeviceDecoder::Options options = OptionsFor(sizes, activations, place);
   options.experts = experts;
   options.micro_batches = micro_batches;
+  options.linked = linked;
   options.name = std::move(name);
   return DeviceDecoder::Create(std::move(queue), std::move(weights), options);
 }
@@ -148,7 +151,7 @@ absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Create(
     const DevicePlace& place,
     const MicroBatchSettings& micro_batches) {
   if (backend == kernels::Backend::kCuda && place.gpus.size() > 1) {
-    if (experts == nullptr) {
+    if (experts == nullptr && place.linked == nullptr) {
       return CreateOnGroup(
           checkpoint, sizes, activations, place, micro_batches);
     }

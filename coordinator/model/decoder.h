@@ -11,6 +11,7 @@
 #include "common/checkpoint/checkpoint.h"
 #include "common/checkpoint/shard_weights.h"
 #include "coordinator/experts/experts.h"
+#include "coordinator/experts/linked_experts.h"
 #include "coordinator/model/micro_batches.h"
 #include "coordinator/model/rank_cut.h"
 #include "coordinator/model/step_sampler.h"
@@ -50,8 +51,10 @@ struct DevicePlace {
   std::vector<int32_t> shares = {};  // of those, as RankConfig has them
   kernels::GroupExchange exchange = kernels::GroupExchange::kPeer;
   absl::Duration group_deadline = absl::Seconds(5);  // of a wait for a rank
+  // Instead of `experts`, on one GPU: rows travel from device to device.
+  experts::LinkedExperts* linked = nullptr;
   // Layers whose routed experts are on the GPU too; empty: none where there
-  // are `experts` to hold them, else all.
+  // are `experts` or `linked` ones to hold them, else all.
   std::vector<bool> routed_here = {};
 };
 

@@ -111,6 +111,7 @@ absl::Status DeviceDecoder::Impl::BeginExperts(size_t index, Slice* slice) {
   slice->moe = {.pairs = m.pairs(slice->row), .entries = &slice->entries};
   if (!Launches(kExperts)) return absl::OkStatus();
   if (layer.routed) return Stacks(index, *slice, slice->entries);
+  if (options.linked != nullptr) return LinkedLayer(index, slice);
   RoutedElsewhere& others = elsewhere[static_cast<size_t>(slice->number)];
   RETURN_IF_ERROR(DownloadRows(slice->row, slice->step.rows, others.rows()));
   RETURN_IF_ERROR(
@@ -251,6 +252,7 @@ absl::Status DeviceDecoder::Impl::Recorded(const StepBatch& batch,
   *sizes = SizesOf(batch);
   RETURN_IF_ERROR(
       Upload(*sizes, batch, tokens, {}, options.sizes.kv_blocks, true));
+  RETURN_IF_ERROR(BeginLinked(sizes->rows, options.record));
   if (!options.record) return Pass(*sizes);
   if (options.group != nullptr && recorded_in != options.group->generation()) {
     graphs.clear();

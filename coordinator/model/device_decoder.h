@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "coordinator/experts/linked_experts.h"
 #include "coordinator/model/decoder.h"
 #include "coordinator/model/device_weights.h"
 #include "kernels/device_attention.h"
@@ -19,14 +20,14 @@ namespace conclave::model {
 
 // The model on one GPU, its routed experts too, but for those layers whose
 // experts are elsewhere. A step in which every sequence has one row is recorded
-// once per size and then replayed; others, and all where some experts are
-// elsewhere, are launched kernel by kernel. Rounding points, unless `exact`:
-// what products read is rounded to bf16 (the router: to twice as many bits),
-// keys, values and probabilities as kernels/device_attention.h says, long
-// steps and states of GDN as kernels/device_gdn.h; the rest is float32. A step
-// in two micro-batches computes with the forms that their rows call for. Errors
-// of the device name it; those that lose it are Internal, and Health tells of
-// them from then on. Errors of experts elsewhere come as they are.
+// once per size and then replayed; others, and all where rows of some experts
+// travel as frames, are launched kernel by kernel. Rounding points, unless
+// `exact`: what products read is rounded to bf16 (the router: to twice as many
+// bits), keys, values and probabilities as kernels/device_attention.h says,
+// long steps and states of GDN as kernels/device_gdn.h; the rest is float32. A
+// step in two micro-batches computes with the forms that their rows call for.
+// Errors of the device name it; those that lose it are Internal, and Health
+// tells of them from then on. Errors of experts elsewhere come as they are.
 class DeviceDecoder final : public Decoder {
  public:
   struct Options {
@@ -41,6 +42,8 @@ class DeviceDecoder final : public Decoder {
     experts::Experts* experts = nullptr;
     bool record = true;                     // not with experts elsewhere
     MicroBatchSettings micro_batches = {};  // with experts elsewhere
+    // Instead of them: routed experts whose rows travel from device to device.
+    experts::LinkedExperts* linked = nullptr;
     // Of one rank of a group, which outlives the decoder: the weights are that
     // rank's. Its steps need those of the other ranks.
     kernels::DeviceGroup* group = nullptr;

@@ -45,6 +45,7 @@ absl::Status DeviceDecoder::Impl::Norm(const Slice& slice,
 }
 
 absl::Status DeviceDecoder::Impl::Joined() {
+  if (options.linked != nullptr) return options.linked->Wait();
   if (options.group == nullptr) return absl::OkStatus();
   ASSIGN_OR_RETURN(const kernels::DeviceGroup::End end,
                    options.group->Finish(options.rank));

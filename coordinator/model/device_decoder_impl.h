@@ -5,6 +5,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <span>
 #include <vector>
 
@@ -19,12 +20,16 @@
 
 namespace conclave::model {
 
+class DeviceSampler;
+
 // device_decoder.cc has the pass, device_decoder_run.cc the steps,
 // device_decoder_group.cc where ranks of a group meet,
+// device_decoder_linked.cc experts behind a link,
 // device_decoder_measure.cc what benchmarks ask, device_sampler.cc steps that
 // choose tokens.
 struct DeviceDecoder::Impl {
   using Sizes = DeviceStepArrays::Sizes;
+  ~Impl();
 
   // A step on its way through the layers, or a micro-batch of it.
   struct Slice {
@@ -78,6 +83,11 @@ struct DeviceDecoder::Impl {
   absl::Status Stacks(size_t index,
                       const Slice& slice,
                       const kernels::DeviceEntries& entries);
+  // Before a step whose experts may be behind a link; not while recording.
+  absl::Status BeginLinked(int32_t rows, bool record);
+  absl::Status LinkedLayer(size_t index, Slice* slice);
+  // A step over the link failed: all recordings go, then the link.
+  void DropLinked();
   absl::Status Product(const DeviceLinears& linears,
                        const kernels::DeviceRows& x,
                        const void* low,
@@ -123,10 +133,11 @@ struct DeviceDecoder::Impl {
   std::vector<DeviceStepArrays> slice_arrays;
   std::optional<MicroBatchSteps> micro_batches;
   std::map<Sizes, kernels::DeviceGraph> graphs;
-  int64_t recorded_in = 0;   // generation of the group
-  uint32_t blocks = kAll;    // that are launched
-  int32_t mixer_planes = 1;  // of m.y
-  absl::Status lost;         // why no further step can run
+  std::set<DeviceSampler*> samplers;  // which have recordings, too
+  int64_t recorded_in = 0;            // generation of the group
+  uint32_t blocks = kAll;             // that are launched
+  int32_t mixer_planes = 1;           // of m.y
+  absl::Status lost;                  // why no further step can run
 
   // Position after the row that a slot's state was written by, [slots]; of all
   // lanes.

@@ -131,8 +131,12 @@ absl::Status DeviceDecoder::Impl::Told(const absl::Status& status) {
   // Out of memory and what was refused leave the device as it was; after
   // anything else CUDA answers every further call with the same error.
   if (status.ok() || absl::IsInvalidArgument(status)) return status;
+  if (options.linked != nullptr && options.linked->in_step()) DropLinked();
   for (const RoutedElsewhere& others : elsewhere) {
     if (status == others.failure()) return status;
+  }
+  if (options.linked != nullptr && status == options.linked->failure()) {
+    return status;
   }
   // Another rank was missed: this device is what it was.
   if (absl::IsDeadlineExceeded(status) || absl::IsAborted(status)) {
@@ -168,6 +172,7 @@ absl::StatusOr<StepOutput> DeviceDecoder::Impl::Run(
   } else {
     RETURN_IF_ERROR(
         Upload(sizes, batch, tokens, logit_rows, 0, probe == nullptr));
+    RETURN_IF_ERROR(BeginLinked(batch.rows, false));
     RETURN_IF_ERROR(Layers(probe));
     RETURN_IF_ERROR(Joined());
     RETURN_IF_ERROR(Head(sizes));
@@ -208,8 +213,9 @@ absl::Status DeviceDecoder::RunGreedy(const StepBatch& batch,
   }
   d.NotePositions(batch);
   DeviceStepArrays::Sizes sizes;
-  RETURN_IF_ERROR(d.Recorded(batch, tokens, &sizes));
-  RETURN_IF_ERROR(d.Joined());
+  absl::Status status = d.Recorded(batch, tokens, &sizes);
+  if (status.ok()) status = d.Joined();
+  RETURN_IF_ERROR(d.Told(status));
   RETURN_IF_ERROR(
       d.queue->Download(d.m.next(), next.size_bytes(), next.data()));
   d.micro_batches->End();
@@ -282,6 +288,9 @@ absl::StatusOr<std::unique_ptr<DeviceDecoder>> DeviceDecoder::Make(
   if (options.experts != nullptr) {
     options.record = false;
     RETURN_IF_ERROR(impl->LookElsewhere(bounds));
+  }
+  if (options.linked != nullptr) {
+    RETURN_IF_ERROR(options.linked->Attach(impl->queue.get()));
   }
   return std::unique_ptr<DeviceDecoder>(new DeviceDecoder(std::move(impl)));
 }

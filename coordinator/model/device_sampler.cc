@@ -18,6 +18,15 @@ bool HasPenalty(const DeviceSampling& how) {
 
 }  // namespace
 
+DeviceSampler::DeviceSampler(DeviceDecoder::Impl* decoder,
+                             int32_t vocab_used,
+                             std::shared_ptr<Counts> counts)
+    : d_(*decoder), vocab_used_(vocab_used), counts_(std::move(counts)) {
+  d_.samplers.insert(this);
+}
+
+DeviceSampler::~DeviceSampler() { d_.samplers.erase(this); }
+
 absl::StatusOr<std::unique_ptr<DeviceSampler>> DeviceSampler::Create(
     DeviceDecoder::Impl* decoder, int32_t vocab_used) {
   if (vocab_used < 1 || vocab_used > decoder->weights.config.vocab_size) {
@@ -138,6 +147,7 @@ absl::Status DeviceSampler::RunStep(const kernels::StepBatch& batch,
       d_.Upload(sizes, batch, tokens, {}, d_.options.sizes.kv_blocks, true));
   RETURN_IF_ERROR(d_.queue->Upload(
       host_.data(), host_.size() * sizeof(DeviceSampling), how_.as<void>()));
+  RETURN_IF_ERROR(d_.BeginLinked(sizes.rows, d_.options.record));
   RETURN_IF_ERROR(Launch(sizes, counted));
   RETURN_IF_ERROR(d_.Joined());
   RETURN_IF_ERROR(

@@ -26,6 +26,10 @@ class DeviceSampler final : public StepSampler {
   // With the counts of `first`, whose decoder's states the decoder shares.
   static absl::StatusOr<std::unique_ptr<DeviceSampler>> CreateLane(
       DeviceDecoder::Impl* decoder, const DeviceSampler& first);
+  ~DeviceSampler() override;
+
+  // Destroys what was recorded.
+  void Forget() { graphs_.clear(); }
 
   absl::Status SetCounts(int32_t slot,
                          std::span<const int32_t> counts) override;
@@ -44,8 +48,7 @@ class DeviceSampler final : public StepSampler {
   };
   DeviceSampler(DeviceDecoder::Impl* decoder,
                 int32_t vocab_used,
-                std::shared_ptr<Counts> counts)
-      : d_(*decoder), vocab_used_(vocab_used), counts_(std::move(counts)) {}
+                std::shared_ptr<Counts> counts);
   static absl::StatusOr<std::unique_ptr<DeviceSampler>> Make(
       DeviceDecoder::Impl* decoder,
       int32_t vocab_used,

@@ -20,7 +20,6 @@
 namespace conclave::kernels {
 namespace {
 
-using cuda::FromNccl;
 using cuda::Nccl;
 using cuda::ToStatus;
 
@@ -36,6 +35,14 @@ struct Aborter {
   std::condition_variable changed;
   bool done = false;
 };
+
+// What NCCL says is of the link, not of the device.
+absl::Status FromNccl(ncclResult_t result, const char* what) {
+  const absl::Status status = cuda::FromNccl(result, what);
+  return status.ok()
+             ? status
+             : absl::UnavailableError(absl::StrCat("link: ", status.message()));
+}
 
 constexpr int64_t kGreeting = 0x636f6e636c617665;  // + the rank that sends it
 
@@ -262,7 +269,7 @@ absl::StatusOr<std::unique_ptr<DeviceLink>> DeviceLink::Create(
     if (words[static_cast<size_t>(options.ranks + peer)] == kGreeting + peer) {
       continue;
     }
-    return absl::InternalError(
+    return absl::UnavailableError(
         absl::StrCat("link: rank ", peer, " sent another's greeting"));
   }
   return out;

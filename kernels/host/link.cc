@@ -117,13 +117,13 @@ absl::Status DeviceLink::Impl::Receive(const LinkPart& part) {
   const Bytes bytes = std::move(box.front());
   box.pop_front();
   if (bytes.size() != part.bytes) {
-    return absl::InternalError(absl::StrCat("link: rank ",
-                                            part.peer,
-                                            " sent ",
-                                            bytes.size(),
-                                            " bytes where ",
-                                            part.bytes,
-                                            " were awaited"));
+    return absl::UnavailableError(absl::StrCat("link: rank ",
+                                               part.peer,
+                                               " sent ",
+                                               bytes.size(),
+                                               " bytes where ",
+                                               part.bytes,
+                                               " were awaited"));
   }
   std::memcpy(part.data, bytes.data(), bytes.size());
   return absl::OkStatus();

@@ -20,11 +20,8 @@ namespace conclave::testing {
 struct GroupSetting {
   GroupCase where;
   model::GroupForm form = model::GroupForm::kSymmetric;
-<<<<<<< HEAD
-  int32_t micro_batches = 1;
-=======
   std::vector<int32_t> shares = {};
->>>>>>> 6b79d6b (Uneven shares of the experts over GPUs: --group-shares, and by memory in lone form)
+  int32_t micro_batches = 1;
 
   std::string Name() const {
     std::string out =
@@ -47,7 +44,7 @@ inline std::vector<GroupSetting> GroupSettings() {
       // The kernels want two GDN heads of a rank, the embedded model has four.
       const bool few =
           where.gpus && where.ranks > 2 && form == model::GroupForm::kSymmetric;
-      if (where.ranks > 1 && !few) out.push_back({where, form, {}});
+      if (where.ranks > 1 && !few) out.push_back({.where = where, .form = form});
     }
   }
   return out;

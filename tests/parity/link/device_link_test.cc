@@ -218,7 +218,7 @@ TEST(LinkTwin, SizesMustAgree) {
   const LinkPart part{0, few.as<void>(), 32};
   ASSERT_TRUE(world.links[1]->Exchange({&part, 1}, {}).ok());
   const absl::Status status = WaitInVain(world);
-  EXPECT_EQ(status.code(), absl::StatusCode::kInternal);
+  EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
   EXPECT_EQ(status.message(),
             "link: rank 1 sent 32 bytes where 64 were awaited");
 }

@@ -135,6 +135,10 @@ TEST(CheckWorkerBind, NeedsMutualTlsOutsideLoopback) {
   config.mutable_tls()->set_cert("cert");
   config.mutable_tls()->set_key("key");
   EXPECT_TRUE(CheckWorkerBind(config, worker).ok());
+  // TLS is the control plane's alone.
+  config.mutable_exchange()->set_over("nccl");
+  EXPECT_THAT(std::string(CheckWorkerBind(config, worker).message()),
+              HasSubstr("exchange.over: nccl sends rows without TLS"));
   config.clear_tls();
   config.set_insecure(true);
   EXPECT_TRUE(CheckWorkerBind(config, worker).ok());

@@ -38,6 +38,7 @@ TEST(ClusterConfig, LeftOutFieldsTakeTheDefaultsOfTheSchema) {
   EXPECT_EQ(c.exchange().rows(), "f32");
   EXPECT_EQ(c.exchange().replies(), "f32");
   EXPECT_EQ(c.exchange().micro_batches(), 0);
+  EXPECT_EQ(c.exchange().over(), "grpc");
   EXPECT_EQ(c.coordinator().threads(), 0);
   EXPECT_EQ(c.coordinator().served_model_name(), "m");
   EXPECT_FALSE(c.coordinator().soft_switches_off());
