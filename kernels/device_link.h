@@ -57,7 +57,9 @@ class DeviceLink {
 
   // Queues one exchange, of which all parts travel at once. Each part has its
   // counterpart in one exchange of the peer; the exchanges of two ranks meet
-  // in their order. Can be recorded. Aborted: after Abort.
+  // in their order. Can be recorded; else it waits, with errors as Wait has
+  // them, where many others are queued and have not passed. Aborted: after
+  // Abort.
   absl::Status Exchange(std::span<const LinkPart> sends,
                         std::span<const LinkPart> receives);
 

@@ -56,7 +56,8 @@ struct LinkedExperts::Impl {
   // Not OK: a worker is lost, or said no; `lost_by` is that worker.
   absl::Status Lost();
   absl::Status Heard();
-  // The status of a step that failed, with worker and layer.
+  // What the link says of a step, with worker and layer.
+  absl::Status Told(const absl::Status& status);
   absl::Status Named(const absl::Status& status);
   std::vector<WorkerId> Late(const LinkLayers::Layer& layer) const;
   void CountBytes(int32_t rows);
@@ -205,8 +206,13 @@ std::vector<WorkerId> LinkedExperts::Impl::Late(
   return behind.empty() ? all : behind;
 }
 
+absl::Status LinkedExperts::Impl::Told(const absl::Status& status) {
+  // Internal is the device's.
+  if (status.ok() || absl::IsInternal(status)) return status;
+  return failure = Named(status);
+}
+
 absl::Status LinkedExperts::Impl::Named(const absl::Status& status) {
-  if (absl::IsInternal(status)) return status;  // the device's
   const int64_t passed = link->passed() - begun_at;
   const auto at = std::min(static_cast<size_t>(passed / kExchangesOfLayer),
                            layers.elsewhere().size() - 1);
@@ -326,7 +332,7 @@ absl::Status LinkedExperts::Start(LayerId layer,
     sends.push_back({rank, all.expert, choices});
     sends.push_back({rank, all.weight, choices});
   }
-  RETURN_IF_ERROR(d.link->Exchange(sends, {}));
+  RETURN_IF_ERROR(d.Told(d.link->Exchange(sends, {})));
   const kernels::DeviceChoices chosen{
       all.rows, all.per_row, all.expert, all.weight};
   const int32_t numbers = d.options.shape.experts + 1;
@@ -362,7 +368,7 @@ absl::Status LinkedExperts::Finish(LayerId layer,
     receives.push_back(
         {1 + Index(of.shards[i]), planes + i * plane, plane * sizeof(float)});
   }
-  RETURN_IF_ERROR(d.link->Exchange({}, receives));
+  RETURN_IF_ERROR(d.Told(d.link->Exchange({}, receives)));
   *sum = {.dense = planes,
           .planes = static_cast<int32_t>(of.shards.size()) + 1};
   return absl::OkStatus();
@@ -374,10 +380,7 @@ absl::Status LinkedExperts::Wait() {
   const absl::Status status = d.link->Wait();
   d.metrics.Waited(d.options.clock->Now() - begin);
   d.in_step = !status.ok();
-  if (status.ok()) return status;
-  const absl::Status named = d.Named(status);
-  if (!absl::IsInternal(named)) d.failure = named;
-  return named;
+  return d.Told(status);
 }
 
 bool LinkedExperts::in_step() const { return impl_->in_step; }

@@ -44,6 +44,9 @@ absl::Status FromNccl(ncclResult_t result, const char* what) {
              : absl::UnavailableError(absl::StrCat("link: ", status.message()));
 }
 
+// Exchanges that may be queued ahead of the one under way.
+constexpr int64_t kAheadMax = 16;
+
 constexpr int64_t kGreeting = 0x636f6e636c617665;  // + the rank that sends it
 
 }  // namespace
@@ -60,12 +63,22 @@ struct DeviceLink::Impl {
                      std::span<const LinkPart> receives);
   // Not OK: what ends the wait.
   absl::Status Look();
+  // Until `done`; drains where it does not come to that.
+  template <typename Done>
+  absl::Status Await(const Done& done);
+  // A device's queue of launches is not endless, and a launch into a full one
+  // has no deadline.
+  absl::Status MakeRoom();
   absl::Status Drain(const absl::Status& why);
+  int64_t Passed() const {
+    return *static_cast<const volatile int64_t*>(passed);
+  }
   void Abort();
 
   DeviceQueue* queue = nullptr;
   Options options;
   int64_t* passed = nullptr;  // host memory
+  int64_t queued = 0;         // as `passed` will be; without recordings
   DeviceBuffer greetings;     // [ranks] to send, [ranks] received
   std::mutex mutex;           // guards what follows
   ncclComm_t comm = nullptr;
@@ -188,6 +201,18 @@ absl::Status DeviceLink::Impl::Queue(std::span<const LinkPart> sends,
   return cuda::QueuePassed(queue, passed);
 }
 
+absl::Status DeviceLink::Impl::MakeRoom() {
+  cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
+  RETURN_IF_ERROR(
+      ToStatus(cudaStreamIsCapturing(static_cast<cudaStream_t>(queue->stream()),
+                                     &capture),
+               "asking whether a step is recorded"));
+  if (capture != cudaStreamCaptureStatusNone) return absl::OkStatus();
+  ++queued;
+  if (queued - Passed() <= kAheadMax) return absl::OkStatus();
+  return Await([this](cudaError_t) { return queued - Passed() <= kAheadMax; });
+}
+
 absl::Status DeviceLink::Impl::Greet() {
   const auto ranks = static_cast<size_t>(options.ranks);
   std::vector<int64_t> words(2 * ranks);
@@ -218,6 +243,36 @@ absl::Status DeviceLink::Impl::Look() {
     }
   }
   return options.lost == nullptr ? absl::OkStatus() : options.lost();
+}
+
+template <typename Done>
+absl::Status DeviceLink::Impl::Await(const Done& done) {
+  const auto stream = static_cast<cudaStream_t>(queue->stream());
+  int64_t before = Passed();
+  absl::Time since = options.clock->Now(), looked = since;
+  while (true) {
+    const cudaError_t error = cudaStreamQuery(stream);
+    if (error != cudaSuccess && error != cudaErrorNotReady) {
+      return Drain(ToStatus(error, "waiting for the device"));
+    }
+    const bool ended = done(error);
+    const absl::Time now = options.clock->Now();
+    if (ended || now - looked >= kLook) {
+      looked = now;
+      const absl::Status status = Look();
+      if (!status.ok()) return Drain(status);
+      if (ended) return absl::OkStatus();
+    }
+    if (const int64_t after = Passed(); after != before) {
+      before = after;
+      since = now;
+    } else if (now - since >= options.deadline) {
+      return Drain(absl::DeadlineExceededError(
+          absl::StrCat("link: no exchange passed within ",
+                       absl::FormatDuration(options.deadline))));
+    }
+    std::this_thread::yield();
+  }
 }
 
 // Kernels of NCCL see an abort; then the stream comes to its end.
@@ -280,43 +335,20 @@ DeviceLink::~DeviceLink() = default;
 
 absl::Status DeviceLink::Exchange(std::span<const LinkPart> sends,
                                   std::span<const LinkPart> receives) {
+  RETURN_IF_ERROR(impl_->MakeRoom());
   return impl_->Queue(sends, receives);
 }
 
 absl::Status DeviceLink::Wait() {
   Impl& link = *impl_;
-  const auto stream = static_cast<cudaStream_t>(link.queue->stream());
-  Clock* const clock = link.options.clock;
-  int64_t before = passed();
-  absl::Time since = clock->Now(), looked = since;
-  while (true) {
-    const cudaError_t error = cudaStreamQuery(stream);
-    if (error != cudaSuccess && error != cudaErrorNotReady) {
-      return link.Drain(ToStatus(error, "waiting for the device"));
-    }
-    const absl::Time now = clock->Now();
-    if (error == cudaSuccess || now - looked >= kLook) {
-      looked = now;
-      const absl::Status status = link.Look();
-      if (!status.ok()) return link.Drain(status);
-      if (error == cudaSuccess) return absl::OkStatus();
-    }
-    if (const int64_t after = passed(); after != before) {
-      before = after;
-      since = now;
-    } else if (now - since >= link.options.deadline) {
-      return link.Drain(absl::DeadlineExceededError(
-          absl::StrCat("link: no exchange passed within ",
-                       absl::FormatDuration(link.options.deadline))));
-    }
-    std::this_thread::yield();
-  }
+  RETURN_IF_ERROR(
+      link.Await([](cudaError_t stream) { return stream == cudaSuccess; }));
+  link.queued = link.Passed();
+  return absl::OkStatus();
 }
 
 void DeviceLink::Abort() { impl_->Abort(); }
 
-int64_t DeviceLink::passed() const {
-  return *static_cast<const volatile int64_t*>(impl_->passed);
-}
+int64_t DeviceLink::passed() const { return impl_->Passed(); }
 
 }  // namespace conclave::kernels

@@ -168,6 +168,27 @@ TEST_P(LinkOfRanks, AWaitEndsAtItsDeadline) {
   ExpectEnded(world);
 }
 
+// A device takes so many launches and no more: who queues a long step is not
+// caught in one of them.
+TEST_P(LinkOfRanks, QueueingManyExchangesEndsAtTheDeadlineToo) {
+  CONCLAVE_REQUIRE_GROUP(GetParam());
+  LinkWorld world(GetParam());
+  ASSERT_NO_FATAL_FAILURE(world.Join());
+  std::atomic<bool> done = false;
+  std::thread time = world.PassTime(done);
+  const DeviceBuffer room = Room(*world.queues[0], 64);
+  const LinkPart part{1, room.as<void>(), 64};
+  absl::Status status;
+  for (int i = 0; i < 3000 && status.ok(); ++i) {
+    status = world.links[0]->Exchange({}, {&part, 1});
+  }
+  if (status.ok()) status = world.links[0]->Wait();
+  done = true;
+  time.join();
+  EXPECT_EQ(status.code(), absl::StatusCode::kDeadlineExceeded) << status;
+  ExpectEnded(world);
+}
+
 TEST_P(LinkOfRanks, AbortEndsAWait) {
   CONCLAVE_REQUIRE_GROUP(GetParam());
   LinkWorld world(GetParam());
