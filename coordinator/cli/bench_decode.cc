@@ -46,23 +46,27 @@ int32_t Context() {
   return asked > 0 ? asked : 128;
 }
 
+// With one setting of exchange.micro_batches; a number per repeat.
+struct Figures {
+  int32_t micro_batches = 0;
+  std::vector<double> decode;   // tokens/s
+  std::vector<double> prefill;  // tokens/s, one sequence
+  std::vector<double> prompts;  // tokens/s, all contexts in one step
+};
+
 struct Case {
   std::string backend;
   int32_t threads = 1;
   int32_t sequences = 1;
-  int32_t micro_batches = 0;    // exchange.micro_batches
-  std::vector<double> decode;   // tokens/s, one per repeat
-  std::vector<double> prefill;  // tokens/s, one sequence
-  std::vector<double> prompts;  // tokens/s, all contexts in one step
+  std::vector<Figures> settings;  // measured step by step in turn
 };
 
 // Decodes made-up tokens on the bare decoder: no HTTP, no text, no sampling.
 class Runner {
  public:
   static absl::StatusOr<std::unique_ptr<Runner>> Create(
-      v1::ClusterConfig config, const Case& what) {
+      const v1::ClusterConfig& config, const Case& what) {
     auto runner = std::unique_ptr<Runner>(new Runner);
-    config.mutable_exchange()->set_micro_batches(what.micro_batches);
     Deployment::Options options;
     options.backend = what.backend == "cpu-plain" ? kernels::Backend::kCpuPlain
                                                   : kernels::Backend::kCpu;
@@ -75,50 +79,68 @@ class Runner {
         runner->deployment_->WaitReady(RealClock()->Now() + kReadyWithin));
     const int32_t tokens = std::max(Context() + absl::GetFlag(FLAGS_steps),
                                     absl::GetFlag(FLAGS_prefill));
-    ASSIGN_OR_RETURN(
-        runner->steps_,
-        MadeUpSteps::Create(
-            runner->deployment_->checkpoint(),
-            runner->deployment_->experts(),
-            runner->deployment_->pool(),
-            {.backend = options.backend,
-             .sequences = what.sequences,
-             .tokens = tokens,
-             .activations = runner->deployment_->activations(),
-             .micro_batches = runner->deployment_->micro_batches()}));
+    Deployment& deployment = *runner->deployment_;
+    model::MicroBatchSettings micro_batches = deployment.micro_batches();
+    for (const Figures& setting : what.settings) {
+      if (config.workers_size() > 0) {
+        micro_batches.count = setting.micro_batches;
+      }
+      ASSIGN_OR_RETURN(
+          runner->decoders_.emplace_back(),
+          MadeUpSteps::Create(deployment.checkpoint(),
+                              deployment.experts(),
+                              deployment.pool(),
+                              {.backend = options.backend,
+                               .sequences = what.sequences,
+                               .tokens = tokens,
+                               .activations = deployment.activations(),
+                               .micro_batches = micro_batches}));
+      RETURN_IF_ERROR(runner->decoders_.back()->Run(1, 64, 0));
+    }
     return runner;
-  }
-
-  absl::Status Step(int32_t sequences, int32_t rows, int32_t position) {
-    return steps_->Run(sequences, rows, position);
   }
 
   absl::Status Measure(Case& what) {
     const int32_t context = Context();
     const int32_t steps = absl::GetFlag(FLAGS_steps);
     const int32_t prefill = absl::GetFlag(FLAGS_prefill);
-    absl::Time start = RealClock()->Now();
-    RETURN_IF_ERROR(Step(1, prefill, 0));
-    what.prefill.push_back(prefill / Seconds(start));
-    start = RealClock()->Now();
-    RETURN_IF_ERROR(Step(what.sequences, context, 0));
-    what.prompts.push_back(context * what.sequences / Seconds(start));
-    start = RealClock()->Now();
-    for (int32_t i = 0; i < steps; ++i) {
-      RETURN_IF_ERROR(Step(what.sequences, 1, context + i));
+    const int32_t sequences = what.sequences;
+    for (size_t i = 0; i < decoders_.size(); ++i) {
+      ASSIGN_OR_RETURN(const double seconds, Step(i, 1, prefill, 0));
+      what.settings[i].prefill.push_back(prefill / seconds);
     }
-    what.decode.push_back(steps * what.sequences / Seconds(start));
+    for (size_t i = 0; i < decoders_.size(); ++i) {
+      ASSIGN_OR_RETURN(const double seconds, Step(i, sequences, context, 0));
+      what.settings[i].prompts.push_back(context * sequences / seconds);
+    }
+    std::vector<double> decode(decoders_.size());
+    for (int32_t step = 0; step < steps; ++step) {
+      for (size_t i = 0; i < decoders_.size(); ++i) {
+        ASSIGN_OR_RETURN(const double seconds,
+                         Step(i, sequences, 1, context + step));
+        decode[i] += seconds;
+      }
+    }
+    for (size_t i = 0; i < decoders_.size(); ++i) {
+      what.settings[i].decode.push_back(steps * sequences / decode[i]);
+    }
     return absl::OkStatus();
   }
 
  private:
-  static double Seconds(absl::Time start) {
+  // Seconds of a step with that setting.
+  absl::StatusOr<double> Step(size_t setting,
+                              int32_t sequences,
+                              int32_t rows,
+                              int32_t position) {
+    const absl::Time start = RealClock()->Now();
+    RETURN_IF_ERROR(decoders_[setting]->Run(sequences, rows, position));
     return absl::ToDoubleSeconds(RealClock()->Now() - start);
   }
 
   Metrics metrics_;
   std::unique_ptr<Deployment> deployment_;
-  std::unique_ptr<MadeUpSteps> steps_;
+  std::vector<std::unique_ptr<MadeUpSteps>> decoders_;  // by setting
 };
 
 absl::StatusOr<std::vector<Case>> Cases(const v1::ClusterConfig& config) {
@@ -131,6 +153,11 @@ absl::StatusOr<std::vector<Case>> Cases(const v1::ClusterConfig& config) {
                           absl::StrCat(config.exchange().micro_batches()),
                           limits::kMicroBatchesMax,
                           0));
+  if (config.workers_size() == 0 && micro_batches.size() > 1) {
+    return absl::InvalidArgumentError(
+        "--micro-batches: without workers there is one; give --config with "
+        "workers");
+  }
   std::vector<Case> out;
   for (const auto& backend :
        absl::StrSplit(absl::GetFlag(FLAGS_backends), ',')) {
@@ -141,14 +168,12 @@ absl::StatusOr<std::vector<Case>> Cases(const v1::ClusterConfig& config) {
       for (const int32_t s : sequences) {
         // The plain twins have one thread.
         if (backend == "cpu-plain" && t != threads[0]) continue;
-        for (const int32_t m : micro_batches) {
-          out.push_back({.backend = std::string(backend),
-                         .threads = t,
-                         .sequences = s,
-                         .micro_batches = m,
-                         .decode = {},
-                         .prefill = {},
-                         .prompts = {}});
+        Case& one = out.emplace_back();
+        one.backend = std::string(backend);
+        one.threads = t;
+        one.sequences = s;
+        for (const int32_t count : micro_batches) {
+          one.settings.emplace_back().micro_batches = count;
         }
       }
     }
@@ -156,9 +181,11 @@ absl::StatusOr<std::vector<Case>> Cases(const v1::ClusterConfig& config) {
   return out;
 }
 
-std::string MicroBatchesOf(const v1::ClusterConfig& config, const Case& c) {
+std::string MicroBatchesOf(const v1::ClusterConfig& config,
+                           const Figures& setting) {
   if (config.workers_size() == 0) return "1";
-  return c.micro_batches == 0 ? "by gain" : absl::StrCat(c.micro_batches);
+  const int32_t count = setting.micro_batches;
+  return count == 0 ? "by gain" : absl::StrCat(count);
 }
 
 void Print(const v1::ClusterConfig& config, const std::vector<Case>& cases) {
@@ -179,20 +206,22 @@ void Print(const v1::ClusterConfig& config, const std::vector<Case>& cases) {
                                                  "prefill tok/s",
                                                  "x first row",
                                                  "prompts tok/s"}};
-  const double decode = Median(cases[0].decode);
-  const double prefill = Median(cases[0].prefill);
+  const double decode = Median(cases[0].settings[0].decode);
+  const double prefill = Median(cases[0].settings[0].prefill);
   for (const Case& c : cases) {
-    const double rate = Median(c.decode);
-    rows.push_back({c.backend,
-                    absl::StrCat(c.threads),
-                    absl::StrCat(c.sequences),
-                    MicroBatchesOf(config, c),
-                    Fixed(rate, 0),
-                    Fixed(1e6 * c.sequences / rate, 0),
-                    Fixed(rate / decode, 2),
-                    Fixed(Median(c.prefill), 0),
-                    Fixed(Median(c.prefill) / prefill, 2),
-                    Fixed(Median(c.prompts), 0)});
+    for (const Figures& setting : c.settings) {
+      const double rate = Median(setting.decode);
+      rows.push_back({c.backend,
+                      absl::StrCat(c.threads),
+                      absl::StrCat(c.sequences),
+                      MicroBatchesOf(config, setting),
+                      Fixed(rate, 0),
+                      Fixed(1e6 * c.sequences / rate, 0),
+                      Fixed(rate / decode, 2),
+                      Fixed(Median(setting.prefill), 0),
+                      Fixed(Median(setting.prefill) / prefill, 2),
+                      Fixed(Median(setting.prompts), 0)});
+    }
   }
   std::cout << FormatTable(rows);
 }
@@ -206,7 +235,6 @@ absl::Status Bench() {
     // A cluster serves one coordinator at a time: made anew for each case.
     if (config.workers_size() > 0) break;
     ASSIGN_OR_RETURN(auto runner, Runner::Create(config, c));
-    RETURN_IF_ERROR(runner->Step(1, 64, 0));
     runners.push_back(std::move(runner));
   }
   for (int32_t i = 0; i < absl::GetFlag(FLAGS_repeats); ++i) {
@@ -214,7 +242,6 @@ absl::Status Bench() {
       std::unique_ptr<Runner> own;
       if (runners.empty()) {
         ASSIGN_OR_RETURN(own, Runner::Create(config, cases[c]));
-        RETURN_IF_ERROR(own->Step(1, 64, 0));
       }
       RETURN_IF_ERROR((own ? own : runners[c])->Measure(cases[c]));
     }
