@@ -1,17 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "coordinator/experts/linked_experts.h"
 
-#include <algorithm>
 #include <atomic>
 #include <optional>
 #include <thread>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_join.h"
 #include "common/status_macros.h"
 #include "common/transport/wire.h"
 #include "coordinator/experts/exchange_metrics.h"
+#include "coordinator/experts/link_failure.h"
 #include "coordinator/experts/link_layers.h"
 #include "kernels/device_held_pairs.h"
 #include "kernels/device_link.h"
@@ -25,9 +24,11 @@ using kernels::DeviceLink;
 using kernels::LinkPart;
 
 constexpr int32_t kExactGroup = 8;
-constexpr int64_t kExchangesOfLayer = 2;
 // Frames of older steps that the beginning of one puts up with.
 constexpr int32_t kStaleFramesMax = 1024;
+// For membership to say whose connection broke, and between two questions.
+constexpr absl::Duration kNamingMax = absl::Milliseconds(200);
+constexpr absl::Duration kNamingLook = absl::Milliseconds(5);
 
 // Of the shards of the layer that has most, and of the shared expert.
 uint64_t PlaneBytes(const LinkedOptions& options, const LinkLayers& layers) {
@@ -59,7 +60,6 @@ struct LinkedExperts::Impl {
   // What the link says of a step, with worker and layer.
   absl::Status Told(const absl::Status& status);
   absl::Status Named(const absl::Status& status);
-  std::vector<WorkerId> Late(const LinkLayers::Layer& layer) const;
   void CountBytes(int32_t rows);
 
   const LinkedOptions options;
@@ -93,11 +93,12 @@ LinkInvitation LinkedExperts::Impl::InvitationOf(int32_t worker,
 absl::Status LinkedExperts::Impl::Join() {
   for (int32_t i = 0; i < options.workers; ++i) {
     const LinkPeer peer = options.look(WorkerId{i});
-    if (peer.gone.ok()) continue;
-    return absl::UnavailableError(absl::StrCat("worker ",
-                                               Peer(WorkerId{i}),
-                                               ": join: not ready: ",
-                                               peer.gone.message()));
+    if (peer.gone.ok() && !peer.silent) continue;
+    return absl::UnavailableError(
+        absl::StrCat("worker ",
+                     Peer(WorkerId{i}),
+                     ": join: not ready: ",
+                     peer.silent ? "it does not answer" : peer.gone.message()));
   }
   ASSIGN_OR_RETURN(const std::string id, DeviceLink::NewId());
   ++number;
@@ -189,23 +190,6 @@ absl::Status LinkedExperts::Impl::Lost() {
   return absl::OkStatus();
 }
 
-// Those of a layer that are behind it, as far as they said.
-std::vector<WorkerId> LinkedExperts::Impl::Late(
-    const LinkLayers::Layer& layer) const {
-  std::vector<WorkerId> all, silent, behind;
-  for (const LinkLayers::Holder& holder : layer.holders) {
-    const LinkPeer peer = options.look(holder.worker);
-    all.push_back(holder.worker);
-    if (peer.silent || !peer.gone.ok()) silent.push_back(holder.worker);
-    const bool knows = peer.link == number && peer.step == step;
-    if (!knows || peer.layers <= holder.ordinal) {
-      behind.push_back(holder.worker);
-    }
-  }
-  if (!silent.empty()) return silent;
-  return behind.empty() ? all : behind;
-}
-
 absl::Status LinkedExperts::Impl::Told(const absl::Status& status) {
   // Internal is the device's.
   if (status.ok() || absl::IsInternal(status)) return status;
@@ -213,34 +197,21 @@ absl::Status LinkedExperts::Impl::Told(const absl::Status& status) {
 }
 
 absl::Status LinkedExperts::Impl::Named(const absl::Status& status) {
-  const int64_t passed = link->passed() - begun_at;
-  const auto at = std::min(static_cast<size_t>(passed / kExchangesOfLayer),
-                           layers.elsewhere().size() - 1);
-  const LinkLayers::Layer& layer = layers.elsewhere()[at];
-  std::vector<WorkerId> who;
-  if (lost_by.has_value()) {
-    who = {*lost_by};
-  } else {
-    who = Late(layer);
+  // NCCL misses a peer before membership does, and does not know its name.
+  const absl::Time end = options.clock->Now() + kNamingMax;
+  while (!absl::IsDeadlineExceeded(status) && !lost_by.has_value() &&
+         Lost().ok() && options.clock->Now() < end) {
+    options.clock->SleepUntil(options.clock->Now() + kNamingLook);
   }
-  const bool sent = passed % kExchangesOfLayer != 0;
-  const std::string what =
-      lost_by.has_value()
-          ? std::string(status.message())
-          : absl::StrCat(sent ? "no sums" : "rows not taken",
-                         " within ",
-                         absl::FormatDuration(options.deadline));
-  return absl::UnavailableError(
-      absl::StrCat("worker ",
-                   absl::StrJoin(who,
-                                 ", ",
-                                 [this](std::string* out, WorkerId worker) {
-                                   out->append(Peer(worker));
-                                 }),
-                   ": exchange over NCCL, layer ",
-                   layer.index,
-                   ": ",
-                   what));
+  return NameFailure({.status = status,
+                      .lost = lost_by,
+                      .link = number,
+                      .step = step,
+                      .passed = link->passed() - begun_at,
+                      .deadline = options.deadline},
+                     layers,
+                     options.look,
+                     [this](WorkerId worker) { return Peer(worker); });
 }
 
 void LinkedExperts::Impl::CountBytes(int32_t rows) {

@@ -14,6 +14,7 @@
 #include "common/metrics.h"
 #include "common/slices.h"
 #include "common/transport/transport.h"
+#include "coordinator/experts/link_failure.h"
 #include "kernels/device_product.h"
 #include "kernels/device_queue.h"
 #include "kernels/device_rows.h"
@@ -30,16 +31,6 @@ struct LinkInvitation {
   int32_t per_row = 0;
   int32_t experts = 0;
   absl::Duration join, exchange;  // deadlines
-};
-
-// A worker as membership saw it last, and its end of the link.
-struct LinkPeer {
-  absl::Status gone;    // why it has to be brought up anew
-  bool silent = false;  // does not answer, its connections still stand
-  uint64_t link = 0;
-  uint64_t step = 0;
-  int32_t layers = 0;  // of the step: sums of so many were sent
-  std::string error;   // why its end is broken
 };
 
 // What LinkedExperts needs; the caller keeps everything alive.

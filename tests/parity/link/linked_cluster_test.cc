@@ -16,7 +16,9 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "common/transport/wire.h"
+#include "coordinator/experts/link_failure.h"
 #include "coordinator/experts/link_layers.h"
 #include "tests/parity/model/tolerances.h"
 #include "tests/testing/form.h"
@@ -275,6 +277,57 @@ TEST_F(LinkFaults, AWorkerOnTheCpuIsRefused) {
   }
   EXPECT_THAT(std::string(linked_->cluster->Ready().message()),
               HasSubstr("exchange.over: nccl needs a GPU on every worker"));
+}
+
+TEST(LinkFailure, NamesWhoIsBehind) {
+  const ExpertShape shape{.layers = 2, .experts = 2, .intermediate = 16};
+  Placement placement;
+  placement.shards.resize(2);
+  for (int32_t i = 0; i < 2; ++i) {
+    placement.shards[i].id = ShardId{i};
+    placement.holder.push_back(WorkerId{i});
+    for (int32_t layer = 0; layer < 2; ++layer) {
+      placement.shards[i].slices.push_back(
+          {LayerId{layer}, ExpertId{i}, 0, 16});
+    }
+  }
+  const auto layers = experts::LinkLayers::Create(placement, shape, {});
+  ASSERT_TRUE(layers.ok()) << layers.status();
+  std::vector<experts::LinkPeer> peers(2);
+  for (experts::LinkPeer& peer : peers) {
+    peer.link = 7;
+    peer.step = 9;
+  }
+  const auto say = [&](const experts::LinkFailure& failure) {
+    return std::string(
+        experts::NameFailure(
+            failure,
+            *layers,
+            [&](WorkerId w) { return peers[static_cast<size_t>(Index(w))]; },
+            [](WorkerId w) { return absl::StrCat("w", Index(w)); })
+            .message());
+  };
+  experts::LinkFailure failure{.status = absl::DeadlineExceededError("late"),
+                               .lost = std::nullopt,
+                               .link = 7,
+                               .step = 9,
+                               .passed = 3,
+                               .deadline = absl::Seconds(5)};
+  peers[0].layers = 2;
+  peers[1].layers = 1;
+  EXPECT_EQ(say(failure),
+            "worker w1: exchange over NCCL, layer 1: no sums within 5s");
+  peers[1].layers = 2;
+  failure.passed = 2;
+  EXPECT_EQ(say(failure),
+            "worker w0, w1: exchange over NCCL, layer 1: rows not taken within "
+            "5s");
+  peers[0].silent = true;
+  EXPECT_THAT(say(failure), HasSubstr("worker w0: "));
+  failure.lost = WorkerId{1};
+  failure.status = absl::UnavailableError("Socket closed");
+  EXPECT_EQ(say(failure),
+            "worker w1: exchange over NCCL, layer 1: Socket closed");
 }
 
 TEST(LinkLayers, SayWhoTakesPartInWhat) {
