@@ -135,6 +135,7 @@ Worker::Worker(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 
 Worker::~Worker() {
   impl_->store.Stop();
+  impl_->link.Leave();
   if (impl_->server != nullptr) {
     impl_->server->Shutdown(absl::ToChronoTime(RealClock()->Now() + kGrace));
   }

@@ -308,11 +308,12 @@ absl::Status LinkedExperts::Start(LayerId layer,
       all.rows, all.per_row, all.expert, all.weight};
   const int32_t numbers = d.options.shape.experts + 1;
   const kernels::DeviceHeld here{numbers, numbers, d.numbers.as<int32_t>()};
-  d.shared = kernels::HeldPairsAt(
-      chosen,
-      here,
-      d.options.exact ? kExactGroup : kernels::GroupRowsFor(all.rows, 1),
-      d.words.as<int32_t>());
+  const int32_t group_rows =
+      d.options.exact ? kExactGroup : kernels::GroupRowsFor(all.rows, 1);
+  d.shared =
+      kernels::HeldPairsAt(chosen, here, group_rows, d.words.as<int32_t>());
+  // One pair of each row, all of one expert.
+  d.shared.entries.groups_max = (all.rows + group_rows - 1) / group_rows;
   return kernels::DeviceHeldPairs(d.queue, chosen, here, d.shared);
 }
 
