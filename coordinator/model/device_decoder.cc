@@ -121,7 +121,8 @@ absl::Status DeviceDecoder::Impl::BeginExperts(size_t index, Slice* slice) {
 }
 
 absl::Status DeviceDecoder::Impl::EndExperts(size_t index, Slice* slice) {
-  if (!Launches(kExperts) || weights.layers[index].routed) {
+  if (!Launches(kExperts) || weights.layers[index].routed ||
+      options.linked != nullptr) {
     return absl::OkStatus();
   }
   RoutedElsewhere& others = elsewhere[static_cast<size_t>(slice->number)];

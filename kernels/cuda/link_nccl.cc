@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // One communicator over all ranks, never waited for inside NCCL: what it has
 // begun is asked for until the deadline.
+#include <atomic>
 #include <condition_variable>
 #include <cstring>
 #include <memory>
@@ -73,14 +74,20 @@ struct DeviceLink::Impl {
   int64_t Passed() const {
     return *static_cast<const volatile int64_t*>(passed);
   }
+  // What was queued passes too, in its way, once the link is aborted.
+  int64_t PassedWhole() const {
+    const int64_t then = whole;
+    return then >= 0 ? then : Passed();
+  }
   void Abort();
 
   DeviceQueue* queue = nullptr;
   Options options;
-  int64_t* passed = nullptr;  // host memory
-  int64_t queued = 0;         // as `passed` will be; without recordings
-  DeviceBuffer greetings;     // [ranks] to send, [ranks] received
-  std::mutex mutex;           // guards what follows
+  int64_t* passed = nullptr;        // host memory
+  int64_t queued = 0;               // as `passed` will be; without recordings
+  std::atomic<int64_t> whole = -1;  // `passed` at the abort; -1: none yet
+  DeviceBuffer greetings;           // [ranks] to send, [ranks] received
+  std::mutex mutex;                 // guards what follows
   ncclComm_t comm = nullptr;
   bool aborted = false;
   std::shared_ptr<Aborter> aborter;
@@ -88,7 +95,9 @@ struct DeviceLink::Impl {
 
 void DeviceLink::Impl::Abort() {
   const std::lock_guard<std::mutex> lock(mutex);
-  if (std::exchange(aborted, true) || comm == nullptr) return;
+  if (std::exchange(aborted, true)) return;
+  if (passed != nullptr) whole = Passed();
+  if (comm == nullptr) return;
   aborter = std::make_shared<Aborter>();
   std::thread([comm = comm, device = queue->device(), state = aborter] {
     cudaSetDevice(device);
@@ -349,6 +358,6 @@ absl::Status DeviceLink::Wait() {
 
 void DeviceLink::Abort() { impl_->Abort(); }
 
-int64_t DeviceLink::passed() const { return impl_->Passed(); }
+int64_t DeviceLink::passed() const { return impl_->PassedWhole(); }
 
 }  // namespace conclave::kernels

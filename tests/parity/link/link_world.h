@@ -37,7 +37,7 @@ class LinkWorld {
             .rank = rank,
             .ranks = ranks(),
             .join_deadline = where_.gpus ? absl::Seconds(60) : absl::Seconds(5),
-            .deadline = where_.gpus ? absl::Seconds(20) : absl::Seconds(5),
+            .deadline = where_.gpus ? absl::Seconds(3) : absl::Seconds(5),
             .lost =
                 [this] {
                   return lost ? absl::UnavailableError("w7 is gone")
