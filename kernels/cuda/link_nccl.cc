@@ -70,6 +70,7 @@ struct DeviceLink::Impl {
   // A device's queue of launches is not endless, and a launch into a full one
   // has no deadline.
   absl::Status MakeRoom();
+  absl::StatusOr<bool> Recording() const;
   absl::Status Drain(const absl::Status& why);
   int64_t Passed() const {
     return *static_cast<const volatile int64_t*>(passed);
@@ -206,17 +207,26 @@ absl::Status DeviceLink::Impl::Queue(std::span<const LinkPart> sends,
     status.Update(FromNccl(Nccl().group_end(), "queueing an exchange"));
     RETURN_IF_ERROR(status);
   }
-  RETURN_IF_ERROR(Settle(options.deadline));
-  return cuda::QueuePassed(queue, passed);
+  const absl::Status settled = Settle(options.deadline);
+  if (settled.ok()) return cuda::QueuePassed(queue, passed);
+  ASSIGN_OR_RETURN(const bool recording, Recording());
+  if (!recording) return Drain(settled);
+  Abort();
+  return settled;
 }
 
-absl::Status DeviceLink::Impl::MakeRoom() {
+absl::StatusOr<bool> DeviceLink::Impl::Recording() const {
   cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
   RETURN_IF_ERROR(
       ToStatus(cudaStreamIsCapturing(static_cast<cudaStream_t>(queue->stream()),
                                      &capture),
                "asking whether a step is recorded"));
-  if (capture != cudaStreamCaptureStatusNone) return absl::OkStatus();
+  return capture != cudaStreamCaptureStatusNone;
+}
+
+absl::Status DeviceLink::Impl::MakeRoom() {
+  ASSIGN_OR_RETURN(const bool recording, Recording());
+  if (recording) return absl::OkStatus();
   ++queued;
   if (queued - Passed() <= kAheadMax) return absl::OkStatus();
   return Await([this](cudaError_t) { return queued - Passed() <= kAheadMax; });
