@@ -160,7 +160,14 @@ CheckpointOptions MidSize(QuantFormat format, checkpoint::AffineFormat affine) {
           .affine = affine};
 }
 
-TEST_P(GroupDecoder, IsTheCpuOnRandomModelsOfEveryFormat) {
+class GroupFormats : public ::testing::TestWithParam<GroupSetting> {};
+
+INSTANTIATE_TEST_SUITE_P(Forms,
+                         GroupFormats,
+                         ::testing::ValuesIn(FewGroupSettings()),
+                         [](const auto& info) { return info.param.Name(); });
+
+TEST_P(GroupFormats, IsTheCpuOnRandomModelsOfEveryFormat) {
   CONCLAVE_REQUIRE_GROUP(GetParam().where);
   for (const auto& [format, affine] :
        {std::pair(QuantFormat::kNone, checkpoint::AffineFormat{}),

@@ -53,7 +53,7 @@ class GroupFaults : public ::testing::TestWithParam<GroupSetting> {
 
 std::vector<GroupSetting> On(bool gpus) {
   std::vector<GroupSetting> out;
-  for (const GroupSetting& setting : GroupSettings()) {
+  for (const GroupSetting& setting : FewGroupSettings()) {
     if (setting.where.gpus == gpus) out.push_back(setting);
   }
   return out;

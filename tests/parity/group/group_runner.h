@@ -44,7 +44,8 @@ inline std::vector<GroupSetting> GroupSettings() {
       // The kernels want two GDN heads of a rank, the embedded model has four.
       const bool few =
           where.gpus && where.ranks > 2 && form == model::GroupForm::kSymmetric;
-      if (where.ranks > 1 && !few) out.push_back({.where = where, .form = form});
+      if (where.ranks > 1 && !few)
+        out.push_back({.where = where, .form = form});
     }
   }
   return out;
@@ -83,6 +84,19 @@ inline std::vector<model::GroupDecoder::Member> MembersOf(
     out.push_back({*std::move(queue),
                    *std::move(weights),
                    "device " + std::to_string(rank)});
+  }
+  return out;
+}
+
+// Of those on twins, each number of ranks and each form once: for what takes
+// long.
+inline std::vector<GroupSetting> FewGroupSettings() {
+  std::vector<GroupSetting> out;
+  for (const GroupSetting& setting : GroupSettings()) {
+    const bool lone = setting.form == model::GroupForm::kLone;
+    if (setting.where.gpus || lone == (setting.where.ranks == 2)) {
+      out.push_back(setting);
+    }
   }
   return out;
 }

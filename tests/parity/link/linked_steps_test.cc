@@ -232,6 +232,7 @@ std::vector<float> LinkedWorker::FrameSums(int32_t shard,
     all.push_back(static_cast<int32_t>(r));
   }
   std::vector<float> out(rows.x.size());
+  if (slice.empty()) return out;  // no frame is sent for that
   const absl::Status status =
       device_->Sum({.shard = &held,
                     .layer = static_cast<size_t>(layer),
