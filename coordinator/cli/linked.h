@@ -18,7 +18,7 @@ namespace conclave::cli {
 bool IsLinked(const v1::ClusterConfig& config);
 
 // InvalidArgument: exchange.over: nccl without a GPU on the coordinator, or
-// beside several of them.
+// with activations that are rounded.
 absl::Status CheckLinked(const v1::ClusterConfig& config,
                          kernels::Backend backend);
 
