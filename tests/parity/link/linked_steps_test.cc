@@ -266,7 +266,8 @@ void LinkedWorker::Step(uint32_t seed, int32_t count, bool exact, bool record) {
       }
       for (size_t at = 0; at < want.size(); at += hidden) {
         ASSERT_LE(testing::RelativeError(&got[i][at], &want[at], hidden),
-                  exact ? kExactRow : kBf16Row);
+                  exact ? kExactRow : kBf16Row)
+            << "layer " << layer << ", part " << i << ", row " << at / hidden;
       }
     }
   }
