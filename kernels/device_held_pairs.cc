@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels/device_held_pairs.h"
 
+#include "absl/strings/str_cat.h"
+
 namespace conclave::kernels {
 namespace {
 
@@ -45,6 +47,15 @@ size_t HeldPairsBytes(int32_t rows, int32_t per_row) {
   constexpr size_t kArrays = kGroupWords + 4;
   return (kArrays * Pairs(rows, per_row) + static_cast<size_t>(rows) + 2) *
          sizeof(int32_t);
+}
+
+absl::Status CheckHeld(const DeviceHeld& held) {
+  if (held.numbers <= kHeldNumbersMax) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("pairs of ",
+                   held.numbers,
+                   " experts on a device: the limit is ",
+                   kHeldNumbersMax));
 }
 
 }  // namespace conclave::kernels

@@ -46,6 +46,9 @@ HeldPairs HeldPairsAt(const DeviceChoices& choices,
                       int32_t* words);
 size_t HeldPairsBytes(int32_t rows, int32_t per_row);
 
+// InvalidArgument: too many numbers.
+absl::Status CheckHeld(const DeviceHeld& held);
+
 // Queues the sorting of the pairs into `pairs`. Experts that do not exist are
 // not here. Can be recorded. InvalidArgument: too many numbers.
 absl::Status DeviceHeldPairs(DeviceQueue* queue,

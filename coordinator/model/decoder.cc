@@ -44,7 +44,7 @@ using kernels::StepBatch;
 namespace {
 
 // A micro-batch on its way through the layers.
-struct Lane {
+struct Slice {
   int32_t number = 0;
   StepBatch batch;
   RowArrays a;
@@ -54,10 +54,10 @@ struct Lane {
 }  // namespace
 
 struct HostDecoder::Impl {
-  absl::Status Layers(std::span<Lane> lanes, Probe* probe);
-  absl::Status BeginLayer(int32_t index, Lane* lane, Probe* probe);
-  absl::Status EndLayer(int32_t index, const Lane& lane, Probe* probe);
-  absl::Status Mix(int32_t index, const Lane& lane);
+  absl::Status Layers(std::span<Slice> slices, Probe* probe);
+  absl::Status BeginLayer(int32_t index, Slice* slice, Probe* probe);
+  absl::Status EndLayer(int32_t index, const Slice& slice, Probe* probe);
+  absl::Status Mix(int32_t index, const Slice& slice);
   absl::Status Head(std::span<const int32_t> logit_rows);
 
   ModelConfig config;
@@ -75,16 +75,16 @@ struct HostDecoder::Impl {
 
 // Up to where the routed experts have what they need, and the shared one.
 absl::Status HostDecoder::Impl::BeginLayer(int32_t index,
-                                           Lane* lane,
+                                           Slice* slice,
                                            Probe* probe) {
   const LayerWeights& layer = weights.layers[static_cast<size_t>(index)];
   const float eps = config.rms_norm_eps;
-  const int32_t rows = lane->batch.rows;
+  const int32_t rows = slice->batch.rows;
   const int32_t top_k = config.num_experts_per_tok;
-  const RowArrays& a = lane->a;
+  const RowArrays& a = slice->a;
 
   RETURN_IF_ERROR(RmsNorm(context, a.x, rows, layer.input_norm, eps, a.u));
-  RETURN_IF_ERROR(Mix(index, *lane));
+  RETURN_IF_ERROR(Mix(index, *slice));
   RETURN_IF_ERROR(AddTo(context, a.y, a.x));
 
   RETURN_IF_ERROR(
@@ -92,42 +92,42 @@ absl::Status HostDecoder::Impl::BeginLayer(int32_t index,
   RETURN_IF_ERROR(Route(
       context, layer.router, a.u, rows, top_k, a.expert, a.expert_weight));
   const experts::Routing routing{
-      rows, top_k, a.expert, a.expert_weight, lane->number};
+      rows, top_k, a.expert, a.expert_weight, slice->number};
   if (probe != nullptr) probe->Routed(index, routing);
-  ASSIGN_OR_RETURN(lane->ticket, experts->Start(LayerId{index}, a.u, routing));
+  ASSIGN_OR_RETURN(slice->ticket, experts->Start(LayerId{index}, a.u, routing));
   // The shared expert fills the time that the routed ones need.
   return SharedExpert(context, layer.shared, a.u, rows, a.shared);
 }
 
 absl::Status HostDecoder::Impl::EndLayer(int32_t index,
-                                         const Lane& lane,
+                                         const Slice& slice,
                                          Probe* probe) {
-  RETURN_IF_ERROR(experts->Finish(lane.ticket, lane.a.y));
-  RETURN_IF_ERROR(AddTo(context, lane.a.shared, lane.a.y));
-  RETURN_IF_ERROR(AddTo(context, lane.a.y, lane.a.x));
-  if (probe != nullptr) probe->Hidden(index, lane.a.x);
+  RETURN_IF_ERROR(experts->Finish(slice.ticket, slice.a.y));
+  RETURN_IF_ERROR(AddTo(context, slice.a.shared, slice.a.y));
+  RETURN_IF_ERROR(AddTo(context, slice.a.y, slice.a.x));
+  if (probe != nullptr) probe->Hidden(index, slice.a.x);
   return absl::OkStatus();
 }
 
-// While the experts of one lane compute, the other one mixes.
-absl::Status HostDecoder::Impl::Layers(std::span<Lane> lanes, Probe* probe) {
+// While the experts of one slice compute, the other one mixes.
+absl::Status HostDecoder::Impl::Layers(std::span<Slice> slices, Probe* probe) {
   for (int32_t index = 0; index < config.num_hidden_layers; ++index) {
-    for (Lane& lane : lanes) {
-      if (index > 0) RETURN_IF_ERROR(EndLayer(index - 1, lane, probe));
-      RETURN_IF_ERROR(BeginLayer(index, &lane, probe));
+    for (Slice& slice : slices) {
+      if (index > 0) RETURN_IF_ERROR(EndLayer(index - 1, slice, probe));
+      RETURN_IF_ERROR(BeginLayer(index, &slice, probe));
     }
   }
-  for (const Lane& lane : lanes) {
-    RETURN_IF_ERROR(EndLayer(config.num_hidden_layers - 1, lane, probe));
+  for (const Slice& slice : slices) {
+    RETURN_IF_ERROR(EndLayer(config.num_hidden_layers - 1, slice, probe));
   }
   return absl::OkStatus();
 }
 
 // y = mixer(u); every fourth layer is attention.
-absl::Status HostDecoder::Impl::Mix(int32_t index, const Lane& lane) {
+absl::Status HostDecoder::Impl::Mix(int32_t index, const Slice& slice) {
   const LayerWeights& layer = weights.layers[static_cast<size_t>(index)];
-  const RowArrays& a = lane.a;
-  const StepBatch& batch = lane.batch;
+  const RowArrays& a = slice.a;
+  const StepBatch& batch = slice.batch;
   if (layer.full_attention) {
     return GatedAttention(
         context, attention, layer.attention, states.kv(index), batch, a.u, a.y);
@@ -160,19 +160,19 @@ absl::StatusOr<StepOutput> HostDecoder::Run(const StepBatch& batch,
   // A probe sees whole layers.
   const int32_t count = m.micro_batches->Begin(batch, probe == nullptr);
   const MicroBatches cut(batch, tokens, count);
-  std::vector<Lane> lanes;
+  std::vector<Slice> slices;
   for (const MicroBatch& part : cut.all()) {
-    lanes.push_back({.number = static_cast<int32_t>(lanes.size()),
-                     .batch = part.batch,
-                     .a = m.a.Rows(part.row_begin, part.batch.rows),
-                     .ticket = {}});
+    slices.push_back({.number = static_cast<int32_t>(slices.size()),
+                      .batch = part.batch,
+                      .a = m.a.Rows(part.row_begin, part.batch.rows),
+                      .ticket = {}});
   }
   m.experts->BeginStep(count);
 
   const RowArrays& all = m.a.all;
   RETURN_IF_ERROR(Embed(m.context, m.weights.embedding, tokens, all.x));
   if (probe != nullptr) probe->Hidden(-1, all.x);
-  RETURN_IF_ERROR(m.Layers(lanes, probe));
+  RETURN_IF_ERROR(m.Layers(slices, probe));
   RETURN_IF_ERROR(RmsNorm(m.context,
                           all.x,
                           batch.rows,

@@ -59,7 +59,7 @@ class GroupDecoder::Sampler final : public StepSampler {
         [numbers, each = each_](const GroupPart& part) {
           const auto begin = static_cast<size_t>(part.row_begin);
           const auto count = static_cast<size_t>(part.own->batch().rows);
-          return (*each)[begin == 0 ? 0 : 1]->Run(
+          return (*each)[part.number]->Run(
               part.own->batch(),
               part.own->tokens(),
               std::span(numbers->how).subspan(begin, count),
@@ -154,7 +154,7 @@ absl::StatusOr<StepOutput> GroupDecoder::Run(
       std::make_shared<std::array<StepOutput, limits::kMicroBatchesMax>>();
   const auto lead = [outs, probe](const GroupPart& part) -> absl::Status {
     ASSIGN_OR_RETURN(
-        (*outs)[part.row_begin == 0 ? 0 : 1],
+        (*outs)[part.number],
         part.lane->rank(0).Run(
             part.own->batch(), part.own->tokens(), part.wanted, probe));
     return absl::OkStatus();

@@ -22,6 +22,7 @@ namespace conclave::model {
 // One micro-batch, or a whole step, and the lane that computes it. Owns its
 // numbers: a rank that never comes back may still read them.
 struct GroupPart {
+  size_t number = 0;  // of the lane
   GroupLane* lane = nullptr;
   std::shared_ptr<const OwnedBatch> own;
   int32_t row_begin = 0;

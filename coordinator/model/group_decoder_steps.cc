@@ -38,7 +38,8 @@ std::vector<GroupPart> GroupDecoder::Impl::Cut(const StepBatch& batch,
   std::vector<GroupPart> out;
   for (const MicroBatch& micro : cut.all()) {
     GroupPart& part = out.emplace_back();
-    part.lane = lanes[out.size() - 1].get();
+    part.number = out.size() - 1;
+    part.lane = lanes[part.number].get();
     part.own = std::make_shared<OwnedBatch>(micro.batch, micro.tokens);
     part.row_begin = micro.row_begin;
     for (const int32_t row : wanted) {
@@ -114,9 +115,7 @@ absl::Status GroupDecoder::Impl::Ended(std::span<const absl::Status> ends) {
     lost = absl::UnavailableError(
         absl::StrCat("the group of GPUs cannot go on: ", reset.message()));
   }
-  const bool waited =
-      absl::IsAborted(*cause) || absl::IsDeadlineExceeded(*cause);
-  return waited ? absl::UnavailableError(cause->message()) : *cause;
+  return Waited(*cause) ? absl::UnavailableError(cause->message()) : *cause;
 }
 
 }  // namespace conclave::model

@@ -8,16 +8,12 @@
 #include "coordinator/model/device_memory.h"
 
 namespace conclave::model {
-namespace {
 
 using kernels::DeviceGroup;
 
-// A rank that did not fail but waited for one that did.
 bool Waited(const absl::Status& status) {
   return absl::IsAborted(status) || absl::IsDeadlineExceeded(status);
 }
-
-}  // namespace
 
 const absl::Status* CauseOf(std::span<const absl::Status> ends) {
   const absl::Status* worst = nullptr;

@@ -76,6 +76,9 @@ class GroupLane {
   absl::Status lost_;  // a rank that never came back
 };
 
+// A rank that did not fail but waited for one that did.
+bool Waited(const absl::Status& status);
+
 // Of several ends of one step, the error that the others come from; null: all
 // are OK.
 const absl::Status* CauseOf(std::span<const absl::Status> ends);

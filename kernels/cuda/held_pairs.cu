@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The pairs of rows whose router ran elsewhere, sorted for the experts here.
-#include "absl/strings/str_cat.h"
+#include "common/status_macros.h"
 #include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/pair_groups.cuh"
 #include "kernels/device_held_pairs.h"
 
 namespace conclave::kernels {
@@ -9,60 +10,10 @@ namespace cuda {
 namespace {
 
 constexpr int kThreads = kHeldNumbersMax;  // a thread for every number
-constexpr int kWarp = 32;
-constexpr unsigned kAll = 0xffffffffu;
 
 __device__ int NumberOf(const DeviceHeld& held, int expert) {
   const bool exists = expert >= 0 && expert < held.experts;
   return exists ? held.number[expert] : -1;
-}
-
-__device__ int InclusiveInWarp(int value) {
-  const int lane = threadIdx.x % kWarp;
-#pragma unroll
-  for (int i = 1; i < kWarp; i *= 2) {
-    const int other = __shfl_up_sync(kAll, value, i);
-    if (lane >= i) value += other;
-  }
-  return value;
-}
-
-// Sum over the threads before this one; *total over all of them.
-__device__ int SumBefore(int value, int* warp_sums, int* total) {
-  const int lane = threadIdx.x % kWarp;
-  const int warp = threadIdx.x / kWarp;
-  const int sum = InclusiveInWarp(value);
-  if (lane == kWarp - 1) warp_sums[warp] = sum;
-  __syncthreads();
-  if (warp == 0) {
-    const int mine = warp_sums[lane];
-    const int all = InclusiveInWarp(mine);
-    warp_sums[lane] = all - mine;
-    if (lane == kWarp - 1) *total = all;
-  }
-  __syncthreads();
-  const int before = warp_sums[warp] + sum - value;
-  __syncthreads();
-  return before;
-}
-
-// Groups of each number, and where its pairs begin.
-__device__ void MakeGroups(
-    const DeviceEntries& e, int count, int* next, int* warp_sums, int* total) {
-  const int thread = static_cast<int>(threadIdx.x);
-  const int first = SumBefore(count, warp_sums, total);
-  const int groups = (count + e.group_rows - 1) / e.group_rows;
-  const int group = SumBefore(groups, warp_sums, total);
-  next[thread] = first;
-  for (int i = 0; i < groups; ++i) {
-    reinterpret_cast<int4*>(e.groups)[group + i] = {
-        thread,
-        first + i * e.group_rows,
-        min(e.group_rows, count - i * e.group_rows),
-        0};
-  }
-  if (thread == 0) *e.group_count = *total;
-  __syncthreads();
 }
 
 // first[r] of all rows; a thread takes some rows that follow each other.
@@ -78,7 +29,7 @@ __device__ void CountRows(const DeviceChoices& c,
   for (int i = begin * c.per_row; i < end * c.per_row; ++i) {
     if (NumberOf(held, c.expert[i]) >= 0) ++mine;
   }
-  int at = SumBefore(mine, warp_sums, total);
+  int at = ExclusiveSum(mine, warp_sums, total);
   for (int r = begin; r < end; ++r) {
     first[r] = at;
     for (int j = 0; j < c.per_row; ++j) {
@@ -94,7 +45,7 @@ __global__ void __launch_bounds__(kThreads)
     SortHeld(DeviceChoices c, DeviceHeld held, HeldPairs to) {
   __shared__ int counts[kThreads];
   __shared__ int next[kThreads];
-  __shared__ int warp_sums[kWarp];
+  __shared__ int warp_sums[kLanes];
   __shared__ int total;
   WaitForKernelBefore();
   LetNextKernelBegin();
@@ -139,13 +90,7 @@ absl::Status DeviceHeldPairs(DeviceQueue* queue,
                              const DeviceChoices& choices,
                              const DeviceHeld& held,
                              const HeldPairs& pairs) {
-  if (held.numbers > kHeldNumbersMax) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("pairs of ",
-                     held.numbers,
-                     " experts on a device: the limit is ",
-                     kHeldNumbersMax));
-  }
+  RETURN_IF_ERROR(CheckHeld(held));
   return cuda::Launch(queue,
                       "sorting the pairs of rows",
                       cuda::SortHeld,

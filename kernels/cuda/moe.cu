@@ -6,6 +6,7 @@
 #include "common/status_macros.h"
 #include "kernels/cuda/fragments.cuh"
 #include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/pair_groups.cuh"
 #include "kernels/device_moe.h"
 
 namespace conclave::kernels {
@@ -170,36 +171,6 @@ __global__ void Choose(Logits logits, DeviceEntries e) {
   if (row < e.rows) TopKOfAny(logits, e, row);
 }
 
-// Exclusive sums over the threads of a block.
-__device__ int ExclusiveSum(int value, int* warp_sums, int* total) {
-  const int lane = threadIdx.x % kLanes;
-  const int warp = threadIdx.x / kLanes;
-  int sum = value;
-#pragma unroll
-  for (int i = 1; i < kLanes; i *= 2) {
-    const int other = __shfl_up_sync(kAll, sum, i);
-    if (lane >= i) sum += other;
-  }
-  if (lane == kLanes - 1) warp_sums[warp] = sum;
-  __syncthreads();
-  if (warp == 0) {
-    const int warps = static_cast<int>(blockDim.x) / kLanes;
-    const int mine = lane < warps ? warp_sums[lane] : 0;
-    int all = mine;
-#pragma unroll
-    for (int i = 1; i < kLanes; i *= 2) {
-      const int other = __shfl_up_sync(kAll, all, i);
-      if (lane >= i) all += other;
-    }
-    warp_sums[lane] = all - mine;
-    if (lane == kLanes - 1) *total = all;
-  }
-  __syncthreads();
-  const int before = warp_sums[warp] + sum - value;
-  __syncthreads();
-  return before;
-}
-
 // One block of at most Threads threads. With Chooses it routes first.
 template <int Threads, bool Chooses>
 __global__ void __launch_bounds__(Threads)
@@ -226,20 +197,7 @@ __global__ void __launch_bounds__(Threads)
     atomicAdd(&counts[id], 1);
   }
   __syncthreads();
-  const int count = counts[thread];
-  const int first = ExclusiveSum(count, warp_sums, &total);
-  const int groups = (count + e.group_rows - 1) / e.group_rows;
-  const int group = ExclusiveSum(groups, warp_sums, &total);
-  next[thread] = first;
-  for (int i = 0; i < groups; ++i) {
-    reinterpret_cast<int4*>(e.groups)[group + i] = {
-        thread,
-        first + i * e.group_rows,
-        min(e.group_rows, count - i * e.group_rows),
-        0};
-  }
-  if (thread == 0) *e.group_count = total;
-  __syncthreads();
+  MakeGroups(e, counts[thread], next, warp_sums, &total);
   // The order of an expert's pairs decides no bit: each is a column alone.
   for (int i = thread; i < pairs; i += blockDim.x) {
     const int id = i < kSortThreads ? ids[i] : e.expert[i];

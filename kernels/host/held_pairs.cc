@@ -3,7 +3,7 @@
 #include <array>
 #include <vector>
 
-#include "absl/strings/str_cat.h"
+#include "common/status_macros.h"
 #include "kernels/device_held_pairs.h"
 #include "kernels/host/stream.h"
 
@@ -62,13 +62,7 @@ absl::Status DeviceHeldPairs(DeviceQueue* queue,
                              const DeviceChoices& choices,
                              const DeviceHeld& held,
                              const HeldPairs& pairs) {
-  if (held.numbers > kHeldNumbersMax) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("pairs of ",
-                     held.numbers,
-                     " experts on a device: the limit is ",
-                     kHeldNumbersMax));
-  }
+  RETURN_IF_ERROR(CheckHeld(held));
   host::StreamOf(queue)->Do([=] { Sort(choices, held, pairs); });
   return absl::OkStatus();
 }

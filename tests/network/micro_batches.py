@@ -11,9 +11,8 @@ import argparse
 import pathlib
 import re
 import sys
-import tempfile
 
-from predict import ROOT, Cluster, conclave, run
+from predict import ROOT, clusters, conclave
 
 PATIENCE_S = 3600
 
@@ -59,15 +58,8 @@ def main():
     options.loopback = True
     print("| delay us | sequences | micro-batches | ms/step | decode x | "
           "prompts tok/s | x |\n|---|---|---|---|---|---|---|", flush=True)
-    with tempfile.TemporaryDirectory() as folder:
-        folder = pathlib.Path(folder)
-        if not options.model:
-            options.model = folder / "model"
-            run(pathlib.Path(options.build) / "tests/network/write_model",
-                options.model, 8, 1024, 32, 4, 256)
-        for delay in map(int, options.delays.split(",")):
-            with Cluster(options, folder, delay) as cluster:
-                table(delay, measured(options, cluster))
+    for delay, cluster in clusters(options):
+        table(delay, measured(options, cluster))
     return 0
 
 

@@ -160,6 +160,20 @@ def measured(options, cluster):
     return {int(sequences): float(us) * 1e-6 for sequences, us in rows}
 
 
+def clusters(options):
+    """(delay, cluster) for each delay asked for; writes a model if none is
+    given."""
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        if not options.model:
+            options.model = folder / "model"
+            run(pathlib.Path(options.build) / "tests/network/write_model",
+                options.model, 8, 1024, 32, 4, 256)
+        for delay in map(int, options.delays.split(",")):
+            with Cluster(options, folder, delay) as cluster:
+                yield delay, cluster
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--build", default=ROOT / "build/dev")
@@ -182,27 +196,20 @@ def main():
     print("links:", "loopback" if options.loopback else
           f"namespaces, {options.rate or 'no'} rate limit", flush=True)
     rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        folder = pathlib.Path(folder)
-        if not options.model:
-            options.model = folder / "model"
-            run(pathlib.Path(options.build) / "tests/network/write_model",
-                options.model, 8, 1024, 32, 4, 256)
-        for delay in map(int, options.delays.split(",")):
-            with Cluster(options, folder, delay) as cluster:
-                foretold, seen = [], []
-                for _ in range(options.rounds):
-                    steps, said = predicted(options, cluster,
-                                            folder / "links.yaml")
-                    foretold.append(steps)
-                    seen.append(measured(options, cluster))
-                print(f"\ndelay {delay} us:\n{said}", flush=True)
-                for sequences in foretold[0]:
-                    guess = statistics.median(f[sequences] for f in foretold)
-                    true = statistics.median(s[sequences] for s in seen)
-                    rows.append(f"| {delay} | {sequences} | {guess * 1e3:.2f} "
-                                f"| {true * 1e3:.2f} "
-                                f"| {100 * (guess / true - 1):+.0f} % |")
+    for delay, cluster in clusters(options):
+        foretold, seen = [], []
+        for _ in range(options.rounds):
+            steps, said = predicted(options, cluster,
+                                    cluster.folder / "links.yaml")
+            foretold.append(steps)
+            seen.append(measured(options, cluster))
+        print(f"\ndelay {delay} us:\n{said}", flush=True)
+        for sequences in foretold[0]:
+            guess = statistics.median(f[sequences] for f in foretold)
+            true = statistics.median(s[sequences] for s in seen)
+            rows.append(f"| {delay} | {sequences} | {guess * 1e3:.2f} "
+                        f"| {true * 1e3:.2f} "
+                        f"| {100 * (guess / true - 1):+.0f} % |")
     print("\n| delay us | sequences | predicted ms/step | measured ms/step "
           "| off |\n|---|---|---|---|---|")
     print("\n".join(rows))

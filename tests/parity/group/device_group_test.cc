@@ -70,6 +70,20 @@ TEST_P(GroupOfRanks, SumsOfWhatIsNoNumberArrive) {
   }
 }
 
+// After a step that was not whole; `only` as GroupWorld::Expected.
+void ExpectNextStep(GroupWorld& world,
+                    int32_t only,
+                    const std::function<void(int32_t)>& step) {
+  ASSERT_TRUE(world.group().Reset().ok());
+  world.Fill(5, 3);
+  const testing::GroupWorld::Rows want = world.Expected(only);
+  world.EachRank(step);
+  for (int32_t rank = 0; rank < world.ranks(); ++rank) {
+    ASSERT_TRUE(world.end(rank).whole);
+    EXPECT_EQ(world.X(rank), want.x);
+  }
+}
+
 TEST_P(GroupOfRanks, ARankThatDoesNotComeIsNamed) {
   CONCLAVE_REQUIRE_GROUP(GetParam());
   if (GetParam().ranks < 2) GTEST_SKIP() << "one rank waits for nobody";
@@ -89,14 +103,7 @@ TEST_P(GroupOfRanks, ARankThatDoesNotComeIsNamed) {
     EXPECT_EQ(world.end(rank).number, 0);
   }
   EXPECT_TRUE(named);
-  ASSERT_TRUE(world.group().Reset().ok());
-  world.Fill(5, 3);
-  const testing::GroupWorld::Rows want = world.Expected(-1);
-  world.EachRank([&](int32_t rank) { world.Step(rank, -1); });
-  for (int32_t rank = 0; rank < world.ranks(); ++rank) {
-    ASSERT_TRUE(world.end(rank).whole);
-    EXPECT_EQ(world.X(rank), want.x);
-  }
+  ExpectNextStep(world, -1, [&](int32_t rank) { world.Step(rank, -1); });
 }
 
 // In the midst of a recorded step: after a sum to which all came.
@@ -129,14 +136,7 @@ TEST_P(GroupOfRanks, ARankThatStopsInARecordedStepIsNamed) {
     EXPECT_EQ(world.end(rank).number, 1);
   }
   EXPECT_TRUE(named);
-  ASSERT_TRUE(world.group().Reset().ok());
-  world.Fill(5, 3);
-  const testing::GroupWorld::Rows want = world.Expected(0);
-  world.EachRank([&](int32_t rank) { step(rank, 2); });
-  for (int32_t rank = 0; rank < world.ranks(); ++rank) {
-    ASSERT_TRUE(world.end(rank).whole);
-    EXPECT_EQ(world.X(rank), want.x);
-  }
+  ExpectNextStep(world, 0, [&](int32_t rank) { step(rank, 2); });
 }
 
 TEST_P(GroupOfRanks, AbortEndsAWait) {
