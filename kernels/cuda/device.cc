@@ -4,12 +4,14 @@
 #include <cuda_runtime_api.h>
 
 #include "kernels/cuda/cuda_status.h"
+#include "kernels/cuda/process.h"
 
 namespace conclave::kernels {
 using cuda::ToStatus;
 
 absl::StatusOr<std::vector<CudaDevice>> ListCudaDevices(
     std::optional<int32_t> free_of) {
+  cuda::PrepareProcess();
   int count = 0;
   absl::Status status = ToStatus(cudaGetDeviceCount(&count), "listing devices");
   if (!status.ok()) return status;

@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
 #include "kernels/cuda/cuda_status.h"
+#include "kernels/cuda/process.h"
 #include "kernels/cuda/shared_bytes.h"
 #include "kernels/device_queue.h"
 
@@ -60,6 +61,7 @@ DeviceGraph::~DeviceGraph() {
 
 absl::StatusOr<std::unique_ptr<DeviceQueue>> DeviceQueue::Create(
     int32_t device) {
+  cuda::PrepareProcess();
   auto queue = std::unique_ptr<DeviceQueue>(new DeviceQueue);
   queue->device_ = device;
   RETURN_IF_ERROR(queue->Use());

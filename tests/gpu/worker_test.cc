@@ -106,11 +106,12 @@ TEST_P(DeviceWorker, BatchesOfAllSizes) {
   }
 }
 
-// Widths of slices that are no multiple of 64.
+// Widths of slices that are no multiple of 64, and one unit of it; pairs in
+// groups of 8, 16, 32 and 128.
 TEST_P(DeviceWorker, NarrowSlices) {
   CONCLAVE_REQUIRE_FORM(GetParam());
-  for (const int32_t width : {16, 32, 48, 96}) {
-    for (const int32_t rows : {3, 200}) {
+  for (const int32_t width : {16, 32, 48, 64, 96}) {
+    for (const int32_t rows : {3, 20, 60, 200}) {
       CheckSums(GetParam().gpu,
                 {.format = "bf16", .rows = rows, .width = width});
     }

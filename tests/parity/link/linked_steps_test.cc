@@ -19,6 +19,7 @@
 #include "tests/unit/worker/assignments.h"
 #include "worker/expert_store.h"
 #include "worker/link_service.h"
+#include "worker/shard_sums.h"
 
 namespace conclave::worker {
 namespace {
@@ -70,6 +71,7 @@ class LinkedWorker : public ::testing::TestWithParam<testing::GroupCase> {
     ExpertStore::Options options;
     options.device = device_.get();
     store_ = std::make_unique<ExpertStore>(options);
+    host_store_ = std::make_unique<ExpertStore>(ExpertStore::Options());
     auto queue = kernels::DeviceQueue::Create(GetParam().device(0));
     ASSERT_TRUE(queue.ok()) << queue.status();
     queue_ = *std::move(queue);
@@ -93,8 +95,10 @@ class LinkedWorker : public ::testing::TestWithParam<testing::GroupCase> {
          testing::MakeShard(config(), 2, 0, 2, 0, width / 2),
          testing::MakeShard(config(), 4, 1, 16, width / 2, width)});
     request.set_activations(activations);
-    const absl::Status status = store_->Assign(request, [](const auto&) {});
-    ASSERT_TRUE(status.ok()) << status;
+    for (ExpertStore* store : {store_.get(), host_store_.get()}) {
+      const absl::Status status = store->Assign(request, [](const auto&) {});
+      ASSERT_TRUE(status.ok()) << status;
+    }
   }
 
   v1::JoinRequest Request(const std::string& id) {
@@ -168,13 +172,29 @@ class LinkedWorker : public ::testing::TestWithParam<testing::GroupCase> {
   // The sums of one layer, by shards.
   std::vector<std::vector<float>> Exchange(const Rows& rows, bool exact);
   // What a frame with those rows would have been answered.
-  std::vector<float> FrameSums(int32_t shard, int32_t layer, const Rows& rows);
+  std::vector<float> FrameSums(int32_t shard, int32_t layer, const Rows& rows) {
+    const auto assignment = store_->current();
+    return Sums(device_.get(), *assignment, shard, layer, rows);
+  }
+  // The same in float32 on the CPU.
+  std::vector<float> PlainSums(int32_t shard, int32_t layer, const Rows& rows) {
+    Assignment assignment = *host_store_->current();
+    assignment.activations = kernels::Activations::kF32;
+    return Sums(&plain_, assignment, shard, layer, rows);
+  }
+  std::vector<float> Sums(ShardSums* sums,
+                          const Assignment& assignment,
+                          int32_t shard,
+                          int32_t layer,
+                          const Rows& rows);
   void Step(uint32_t seed, int32_t count, bool exact, bool record);
 
   std::unique_ptr<checkpoint::Checkpoint> tiny_;
   testing::SimulatedClock clock_;
   std::unique_ptr<ExpertDevice> device_;
-  std::unique_ptr<ExpertStore> store_;
+  std::unique_ptr<ExpertStore> store_, host_store_;
+  ThreadPool pool_{1};
+  HostShardSums plain_{kernels::Backend::kCpuPlain, &pool_};
   std::unique_ptr<kernels::DeviceQueue> queue_;
   std::unique_ptr<LinkService> service_;
   std::unique_ptr<DeviceLink> link_;
@@ -202,6 +222,7 @@ std::vector<std::vector<float>> LinkedWorker::Exchange(const Rows& rows,
   EXPECT_TRUE(link_->Exchange({}, receives).ok());
   const absl::Status status = link_->Wait();
   EXPECT_TRUE(status.ok()) << status;
+  if (!status.ok()) return {};
   std::vector<std::vector<float>> out;
   for (const DeviceBuffer& room : rooms) {
     out.push_back(kernels::Down(*queue_, room.as<float>(), rows.x.size()));
@@ -209,11 +230,12 @@ std::vector<std::vector<float>> LinkedWorker::Exchange(const Rows& rows,
   return out;
 }
 
-std::vector<float> LinkedWorker::FrameSums(int32_t shard,
-                                           int32_t layer,
-                                           const Rows& rows) {
-  const auto assignment = store_->current();
-  const HeldShard& held = *assignment->held.at(ShardId{shard});
+std::vector<float> LinkedWorker::Sums(ShardSums* sums,
+                                      const Assignment& assignment,
+                                      int32_t shard,
+                                      int32_t layer,
+                                      const Rows& rows) {
+  const HeldShard& held = *assignment.held.at(ShardId{shard});
   const auto hidden = static_cast<size_t>(config().hidden_size);
   std::vector<int32_t> slice, row, all;
   std::vector<float> weight;
@@ -234,15 +256,15 @@ std::vector<float> LinkedWorker::FrameSums(int32_t shard,
   std::vector<float> out(rows.x.size());
   if (slice.empty()) return out;  // no frame is sent for that
   const absl::Status status =
-      device_->Sum({.shard = &held,
-                    .layer = static_cast<size_t>(layer),
-                    .hidden = static_cast<int32_t>(hidden),
-                    .activations = assignment->activations,
-                    .x = std::as_bytes(std::span(rows.x)),
-                    .dtype = DType::kF32,
-                    .rows = all,
-                    .entries = {.slice = slice, .row = row, .weight = weight}},
-                   out);
+      sums->Sum({.shard = &held,
+                 .layer = static_cast<size_t>(layer),
+                 .hidden = static_cast<int32_t>(hidden),
+                 .activations = assignment.activations,
+                 .x = std::as_bytes(std::span(rows.x)),
+                 .dtype = DType::kF32,
+                 .rows = all,
+                 .entries = {.slice = slice, .row = row, .weight = weight}},
+                out);
   EXPECT_TRUE(status.ok()) << status;
   return out;
 }
@@ -264,10 +286,15 @@ void LinkedWorker::Step(uint32_t seed, int32_t count, bool exact, bool record) {
       if (!GetParam().gpus) {
         ASSERT_EQ(got[i], want) << "layer " << layer << ", part " << i;
       }
+      const auto plain = PlainSums(kShards[i], layer, rows);
       for (size_t at = 0; at < want.size(); at += hidden) {
-        ASSERT_LE(testing::RelativeError(&got[i][at], &want[at], hidden),
-                  exact ? kExactRow : kBf16Row)
-            << "layer " << layer << ", part " << i << ", row " << at / hidden;
+        SCOPED_TRACE(::testing::Message() << "layer " << layer << ", part " << i
+                                          << ", row " << at / hidden);
+        const double bound = exact ? kExactRow : kBf16Row;
+        EXPECT_LE(testing::RelativeError(&want[at], &plain[at], hidden), bound)
+            << "of a frame";
+        ASSERT_LE(testing::RelativeError(&got[i][at], &plain[at], hidden),
+                  bound);
       }
     }
   }

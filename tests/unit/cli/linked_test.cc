@@ -21,7 +21,6 @@ v1::ClusterConfig OverNccl() {
   v1::ClusterConfig config = config::DefaultClusterConfig();
   config.set_model(TinyModel().folder());
   config.mutable_exchange()->set_over("nccl");
-  config.mutable_coordinator()->set_activations("f32");
   for (const char* name : {"w0", "w1"}) {
     v1::Worker* worker = config.add_workers();
     worker->set_name(name);
@@ -44,11 +43,6 @@ TEST(Linked, NeedsAGpuOnTheCoordinatorBeforeAnythingIsLoaded) {
   EXPECT_FALSE(IsLinked(over_grpc));
   EXPECT_TRUE(CheckLinked(over_grpc, kernels::Backend::kCpu).ok());
   EXPECT_TRUE(CheckLinked(OverNccl(), kernels::Backend::kCuda).ok());
-  v1::ClusterConfig rounded = OverNccl();
-  rounded.mutable_coordinator()->set_activations("int8");
-  EXPECT_THAT(
-      std::string(CheckLinked(rounded, kernels::Backend::kCuda).message()),
-      HasSubstr("set coordinator.activations to f32"));
 }
 
 TEST(Linked, RowsOfAStepAreCountedBeforeTheyAreAllocated) {
