@@ -5,6 +5,7 @@
 
 #include "absl/status/status.h"
 #include "kernels/cuda/cuda_status.h"
+#include "kernels/cuda/shared_bytes.h"
 #include "kernels/device_queue.h"
 
 namespace conclave::kernels::cuda {
@@ -26,15 +27,9 @@ absl::Status Launch(DeviceQueue* queue,
                     void (*kernel)(Parameters...),
                     const Grid& grid,
                     Arguments&&... arguments) {
-  constexpr size_t kSharedByDefault = 48 << 10;
-  if (grid.shared_bytes > kSharedByDefault) {
-    const absl::Status status = ToStatus(
-        cudaFuncSetAttribute(kernel,
-                             cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             static_cast<int>(grid.shared_bytes)),
-        what);
-    if (!status.ok()) return status;
-  }
+  const absl::Status allowed = AllowShared(
+      reinterpret_cast<const void*>(kernel), grid.shared_bytes, what);
+  if (!allowed.ok()) return allowed;
   cudaLaunchAttribute attributes[2] = {};
   attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attributes[0].val.programmaticStreamSerializationAllowed = 1;
