@@ -41,6 +41,7 @@ struct DeviceEntries {
   int32_t experts = 0;        // matrices of the stack
   int32_t group_rows = 8;     // pairs of a group at most
   int32_t groups_max = 0;     // bound of *group_count
+  bool all_groups = false;    // that many there are, which is not looked up
   int32_t* row = nullptr;     // [rows * per_row], sorted: row of a pair
   int32_t* place = nullptr;   // [rows, per_row]: where row r's pair j is sorted
   int32_t* expert = nullptr;  // [rows, per_row]

@@ -98,6 +98,7 @@ kernels::DeviceEntries PairPlan::Entries(int32_t* at, int32_t slices) const {
           .experts = slices,
           .group_rows = group_rows_,
           .groups_max = groups_,
+          .all_groups = true,
           .row = count + 1,
           .place = nullptr,
           .expert = nullptr,

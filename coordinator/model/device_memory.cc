@@ -275,6 +275,7 @@ kernels::DeviceEntries DeviceMemory::EntriesOf(int32_t rows,
   out.group_rows =
       exact_ ? 8 : kernels::GroupRowsFor(int64_t{rows} * top_k_, experts_);
   out.groups_max = kernels::GroupsMax(pairs, experts_ + 1, out.group_rows);
+  out.all_groups = rows == 1;  // a group for each choice
   out.row = entry_row_.as<int32_t>() + first;
   out.place = entry_place_.as<int32_t>() + first;
   out.expert = entry_expert_.as<int32_t>() + first;

@@ -16,6 +16,7 @@ namespace {
 constexpr int kExpertsMax = 1024;
 constexpr int kPerLane = kExpertsMax / kLanes;
 constexpr int kTopKMax = 32;
+constexpr int kSeveral = 3;  // planes at a time, where many warps route
 constexpr int kSortThreads = 1024;
 constexpr unsigned kAll = 0xffffffffu;
 
@@ -33,21 +34,20 @@ struct Logits {
 
 // sums[i] = the logit of the row's expert i * 32 + lane, or -infinity; several
 // planes are on their way at once.
-template <int PerLane>
+template <int PerLane, int Ahead>
 __device__ void SumPlanes(const Logits& logits,
                           int64_t row,
                           int experts,
                           float (&sums)[PerLane]) {
-  constexpr int kAhead = 3;
   const int lane = threadIdx.x % kLanes;
 #pragma unroll
   for (int i = 0; i < PerLane; ++i) {
     sums[i] = i * kLanes + lane < experts ? 0.0f : -INFINITY;
   }
-  for (int first = 0; first < logits.planes; first += kAhead) {
-    float value[kAhead][PerLane];
+  for (int first = 0; first < logits.planes; first += Ahead) {
+    float value[Ahead][PerLane];
 #pragma unroll
-    for (int j = 0; j < kAhead; ++j) {
+    for (int j = 0; j < Ahead; ++j) {
       const float* from =
           logits.at + (first + j) * logits.plane_stride + row + lane;
 #pragma unroll
@@ -58,7 +58,7 @@ __device__ void SumPlanes(const Logits& logits,
       }
     }
 #pragma unroll
-    for (int j = 0; j < kAhead; ++j) {
+    for (int j = 0; j < Ahead; ++j) {
 #pragma unroll
       for (int i = 0; i < PerLane; ++i) sums[i] += value[j][i];
     }
@@ -77,18 +77,19 @@ __device__ float Unrank(uint32_t rank) {
 }
 
 // The chosen experts of one row, by one warp; lane l holds experts l, l + 32...
-template <int PerLane>
-__device__ void TopK(const Logits& logits, const DeviceEntries& e, int row) {
+// Returns choice `lane`, if there are so many.
+template <int PerLane, int Ahead>
+__device__ int TopK(const Logits& logits, const DeviceEntries& e, int row) {
   const int lane = threadIdx.x % kLanes;
   const int experts = e.experts - 1;
   const int top_k = e.per_row - 1;
   const int64_t first = static_cast<int64_t>(row) * e.experts;
   float p[PerLane];
-  float gate = 0;
-  for (int j = 0; j < logits.planes; ++j) {
-    gate += logits.at[j * logits.plane_stride + first + experts];
-  }
-  SumPlanes<PerLane>(logits, first, experts, p);
+  const float part =
+      lane < logits.planes
+          ? logits.at[lane * logits.plane_stride + first + experts]
+          : 0.0f;
+  SumPlanes<PerLane, Ahead>(logits, first, experts, p);
   uint32_t rank[PerLane];
 #pragma unroll
   for (int i = 0; i < PerLane; ++i) rank[i] = Rank(p[i]);
@@ -128,23 +129,28 @@ __device__ void TopK(const Logits& logits, const DeviceEntries& e, int row) {
     e.expert[base + lane] = chosen;
     e.weight[base + lane] = mine / sum;
   }
+  float gate = 0;
+  for (int j = 0; j < logits.planes; ++j) gate += __shfl_sync(kAll, part, j);
   if (lane == 0) {
     e.expert[base + top_k] = experts;
     e.weight[base + top_k] = 1.0f / (1.0f + expf(-gate));
   }
+  return chosen;
 }
 
-__device__ void TopKOfAny(const Logits& logits,
-                          const DeviceEntries& e,
-                          int row) {
+// Ahead: planes that are on their way at a time.
+template <int Ahead>
+__device__ int TopKOfAny(const Logits& logits,
+                         const DeviceEntries& e,
+                         int row) {
   constexpr int kFew = 8, kSome = 16;  // experts of a lane
   if (e.experts - 1 <= kFew * kLanes) {
-    TopK<kFew>(logits, e, row);
-  } else if (e.experts - 1 <= kSome * kLanes) {
-    TopK<kSome>(logits, e, row);
-  } else {
-    TopK<kPerLane>(logits, e, row);
+    return TopK<kFew, Ahead>(logits, e, row);
   }
+  if (e.experts - 1 <= kSome * kLanes) {
+    return TopK<kSome, Ahead>(logits, e, row);
+  }
+  return TopK<kPerLane, 3>(logits, e, row);
 }
 
 // One row, one warp: each choice is a group of its own, in no further order.
@@ -152,11 +158,11 @@ __global__ void __launch_bounds__(kLanes)
     ChooseForOne(Logits logits, DeviceEntries e) {
   WaitForKernelBefore();
   LetNextKernelBegin();
-  TopKOfAny(logits, e, 0);
-  __syncwarp();
+  const int chosen = TopKOfAny<kPlanesMax>(logits, e, 0);
   const int lane = static_cast<int>(threadIdx.x);
   for (int pair = lane; pair < e.per_row; pair += kLanes) {
-    reinterpret_cast<int4*>(e.groups)[pair] = {e.expert[pair], pair, 1, 0};
+    const int expert = pair + 1 < e.per_row ? chosen : e.experts - 1;
+    reinterpret_cast<int4*>(e.groups)[pair] = {expert, pair, 1, 0};
     e.row[pair] = 0;
     e.place[pair] = pair;
   }
@@ -168,7 +174,7 @@ __global__ void Choose(Logits logits, DeviceEntries e) {
   LetNextKernelBegin();
   const int row =
       static_cast<int>((blockIdx.x * blockDim.x + threadIdx.x) / kLanes);
-  if (row < e.rows) TopKOfAny(logits, e, row);
+  if (row < e.rows) TopKOfAny<kSeveral>(logits, e, row);
 }
 
 // One block of at most Threads threads. With Chooses it routes first.
@@ -186,7 +192,7 @@ __global__ void __launch_bounds__(Threads)
   counts[thread] = 0;
   if constexpr (Chooses) {
     for (int row = thread / kLanes; row < e.rows; row += blockDim.x / kLanes) {
-      TopKOfAny(logits, e, row);
+      TopKOfAny<kSeveral>(logits, e, row);
     }
   }
   __syncthreads();

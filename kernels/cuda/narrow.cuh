@@ -80,16 +80,16 @@ __global__ void __launch_bounds__(kWarpsMax* kLanes, kBlocksOf<F, R, N>)
   const int parts = gridDim.z * warps;
   const int begin = p.m.units * part / parts;
   const int end = p.m.units * (part + 1) / parts;
-  const typename Work::Ring ring{
-      p,
-      group.data + static_cast<int64_t>(tile) * p.m.units * kUnitBytes<F> +
-          lane * 16,
-      group.scales,
-      shared + warp * Work::kStages * Work::Ring::kSlotBytes,
+  typename Work::Ring ring(
+      p.m,
+      group,
       tile,
-      lane};
-  Work work{ring};
-  ring.Begin(begin, end);
+      begin,
+      end,
+      shared + warp * Work::kStages * Work::Ring::kSlotBytes);
+  ring.Begin();
+  // Needed at the very end.
+  if (U != Use::kGateUp) Touch(p.m.places + tile);
   if (U != Use::kGateUp) WaitForKernelBefore();
   if (!kDense) LetNextKernelBegin();
   RowPointers<N> x, low;
@@ -98,11 +98,14 @@ __global__ void __launch_bounds__(kWarpsMax* kLanes, kBlocksOf<F, R, N>)
     const int i = n * 8 + lane / 4;
     const bool there = i < group.count;
     const int64_t at =
-        there ? static_cast<int64_t>(RowOf<U>(p, group, i)) * p.x_stride : 0;
+        there ? static_cast<int64_t>(RowOf<U>(p, group, i)) * p.x_stride +
+                    8 * (lane % 4)
+              : 0;
     x.at[n] = there ? static_cast<const __nv_bfloat16*>(p.x) + at : nullptr;
     low.at[n] = there ? static_cast<const __nv_bfloat16*>(p.low) + at : nullptr;
   }
-  work.Run(begin, end, x, low);
+  Work work{ring, x, low};
+  work.Run(begin, end);
   Finish<U, R, N>(p, group, tile, work.total, reinterpret_cast<float*>(shared));
 }
 

@@ -16,7 +16,14 @@ struct Sums {
 
 template <int N>
 struct RowPointers {
-  const __nv_bfloat16* at[N];  // null: no such row
+  // What this lane reads of unit 0; null: no such row.
+  const __nv_bfloat16* at[N];
+};
+
+// Rows of x at the columns of a unit: 8 numbers per half.
+template <int N>
+struct RowValues {
+  uint4 of[N][2] = {};
 };
 
 template <DeviceFormat F, int R, int N, bool WithLow>
@@ -30,37 +37,50 @@ struct Narrow {
     return ring > sums ? ring : sums;
   }
 
-  const Ring& ring;
+  Ring& ring;
+  const RowPointers<N>& x;
+  const RowPointers<N>& low;
   float total[R][N][4] = {};
 
-  // Rows of x at the columns of a unit: 8 numbers per half.
-  __device__ __forceinline__ void FetchRows(const RowPointers<N>& x,
-                                            int unit,
-                                            uint4 (&out)[N][2]) const {
+  // Rows that are not there stay what they are, zero.
+  static __device__ __forceinline__ void FetchRows(const RowPointers<N>& x,
+                                                   int unit,
+                                                   RowValues<N>& out) {
 #pragma unroll
     for (int n = 0; n < N; ++n) {
+      if (x.at[n] == nullptr) continue;
+      const auto* from =
+          reinterpret_cast<const uint4*>(x.at[n] + unit * kUnitCols);
+      out.of[n][0] = from[0];
+      out.of[n][1] = from[4];
+    }
+  }
+
+  // Lines of the first units, all at once: one by one each would be waited for.
+  static __device__ __forceinline__ void TouchRows(const RowPointers<N>& x,
+                                                   int begin,
+                                                   int end) {
+    constexpr int kRowLanes = 4, kLines = 4;
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        out[n][half] = {0, 0, 0, 0};
-        if (x.at[n] != nullptr) {
-          out[n][half] = *reinterpret_cast<const uint4*>(
-              x.at[n] + unit * kUnitCols + 32 * half + 8 * (ring.lane % 4));
-        }
+    for (int n = 0; n < N; ++n) {
+      if (x.at[n] == nullptr) continue;
+#pragma unroll
+      for (int i = 0; i < kLines; ++i) {
+        const int unit = begin + 1 + i * kRowLanes +
+                         static_cast<int>(threadIdx.x) % kRowLanes;
+        if (unit < end) Touch(x.at[n] + unit * kUnitCols);
       }
     }
   }
 
-  __device__ __forceinline__ void Scale(int stage,
-                                        int unit,
-                                        int half,
-                                        const Sums<R, N>& sums) {
+  __device__ __forceinline__ void Scale(int half, const Sums<R, N>& sums) {
     // Codes came as 128 + q, those of 8 bits as two planes of that.
     constexpr float kOffset =
         F == DeviceFormat::kAffine8 ? 128.0f * 17.0f : 128.0f;
     constexpr float kUp = 1.152921504606846976e18f;  // 2^60, twice: 2^120
 #pragma unroll
     for (int r = 0; r < R; ++r) {
-      const RowScales s = ring.ScalesOf(stage, unit, half, r);
+      const RowScales s = ring.ScalesOf(half, r);
 #pragma unroll
       for (int n = 0; n < N; ++n) {
 #pragma unroll
@@ -83,13 +103,13 @@ struct Narrow {
   template <bool Fresh>
   __device__ __forceinline__ void Step(const uint4 (&raw)[R][kPieces<F>],
                                        int step,
-                                       const uint4 (&x)[N][2],
+                                       const RowValues<N>& x,
                                        Sums<R, N>& sums) {
     constexpr uint32_t kOnes[4] = {
         0x3f803f80, 0x3f803f80, 0x3f803f80, 0x3f803f80};
 #pragma unroll
     for (int n = 0; n < N; ++n) {
-      const uint4 half = x[n][step / 2];
+      const uint4 half = x.of[n][step / 2];
       const uint32_t b0 = step % 2 == 0 ? half.x : half.z;
       const uint32_t b1 = step % 2 == 0 ? half.y : half.w;
       if constexpr (kIsAffine<F>) {
@@ -107,7 +127,7 @@ struct Narrow {
       if constexpr (kPlanes<F> == 2) Fragments<F>(raw[r], step, 1, high);
 #pragma unroll
       for (int n = 0; n < N; ++n) {
-        const uint4 half = x[n][step / 2];
+        const uint4 half = x.of[n][step / 2];
         const uint32_t b0 = step % 2 == 0 ? half.x : half.z;
         const uint32_t b1 = step % 2 == 0 ? half.y : half.w;
         if constexpr (F == DeviceFormat::kBf16) {
@@ -129,62 +149,57 @@ struct Narrow {
     }
   }
 
+  // One unit; the rows of the next one are on their way meanwhile.
+  struct Rows {
+    RowValues<N> x, low;
+  };
+  __device__ __forceinline__ void Unit(int unit,
+                                       int end,
+                                       const Rows& rows,
+                                       Rows& next) {
+    ring.Fetch();
+    if (unit + 1 < end) {
+      FetchRows(x, unit + 1, next.x);
+      if constexpr (WithLow) FetchRows(low, unit + 1, next.low);
+    }
+    WaitForCopies<kStages - 1>();
+    // Scales were copied by other lanes.
+    __syncwarp();
+    uint4 raw[R][kPieces<F>];
+    ring.Read(raw);
+    Sums<R, N> sums;
+    Step<true>(raw, 0, rows.x, sums);
+    Step<false>(raw, 1, rows.x, sums);
+    if constexpr (WithLow) {
+      Step<false>(raw, 0, rows.low, sums);
+      Step<false>(raw, 1, rows.low, sums);
+    }
+    if (ring.fine()) {
+      Scale(0, sums);
+      Step<true>(raw, 2, rows.x, sums);
+    } else {
+      Step<false>(raw, 2, rows.x, sums);
+    }
+    Step<false>(raw, 3, rows.x, sums);
+    if constexpr (WithLow) {
+      Step<false>(raw, 2, rows.low, sums);
+      Step<false>(raw, 3, rows.low, sums);
+    }
+    if constexpr (F != DeviceFormat::kBf16) Scale(ring.fine() ? 1 : 0, sums);
+    ring.Pass();
+    // Nobody copies into this slot before all have read it.
+    __syncwarp();
+  }
+
   // All units of this warp.
-  __device__ __forceinline__ void Run(int begin,
-                                      int end,
-                                      const RowPointers<N>& x,
-                                      const RowPointers<N>& low) {
-    const bool fine = kIsAffine<F> && ring.p.m.group_shift == 0;
-    uint4 rows[N][2], low_rows[N][2], next[N][2], next_low[N][2];
-    FetchRows(x, begin, rows);
-    if constexpr (WithLow) FetchRows(low, begin, low_rows);
-    Sums<R, N> sums = {};
-    int stage = 0;
-#pragma unroll 2
-    for (int unit = begin; unit < end; ++unit) {
-      const int ahead = unit + kStages - 1;
-      if (ahead < end) ring.Fetch(ahead, stage == 0 ? kStages - 1 : stage - 1);
-      CommitCopies();
-      // The last one reads what it has again.
-      FetchRows(x, min(unit + 1, end - 1), next);
-      if constexpr (WithLow) FetchRows(low, min(unit + 1, end - 1), next_low);
-      WaitForCopies<kStages - 1>();
-      // Scales were copied by other lanes.
-      __syncwarp();
-      uint4 raw[R][kPieces<F>];
-      ring.Read(stage, raw);
-      Step<true>(raw, 0, rows, sums);
-      Step<false>(raw, 1, rows, sums);
-      if constexpr (WithLow) {
-        Step<false>(raw, 0, low_rows, sums);
-        Step<false>(raw, 1, low_rows, sums);
-      }
-      if (fine) {
-        Scale(stage, unit, 0, sums);
-        Step<true>(raw, 2, rows, sums);
-      } else {
-        Step<false>(raw, 2, rows, sums);
-      }
-      Step<false>(raw, 3, rows, sums);
-      if constexpr (WithLow) {
-        Step<false>(raw, 2, low_rows, sums);
-        Step<false>(raw, 3, low_rows, sums);
-      }
-      if constexpr (F != DeviceFormat::kBf16) {
-        Scale(stage, unit, fine ? 1 : 0, sums);
-      }
-      // Nobody copies into this slot before all have read it.
-      __syncwarp();
-#pragma unroll
-      for (int n = 0; n < N; ++n) {
-        rows[n][0] = next[n][0];
-        rows[n][1] = next[n][1];
-        if constexpr (WithLow) {
-          low_rows[n][0] = next_low[n][0];
-          low_rows[n][1] = next_low[n][1];
-        }
-      }
-      if (++stage == kStages) stage = 0;
+  __device__ __forceinline__ void Run(int begin, int end) {
+    Rows even, odd;
+    FetchRows(x, begin, even.x);
+    if constexpr (WithLow) FetchRows(low, begin, even.low);
+    if constexpr (N == 1) TouchRows(x, begin, end);
+    for (int unit = begin; unit < end; unit += 2) {
+      Unit(unit, end, even, odd);
+      if (unit + 1 < end) Unit(unit + 1, end, odd, even);
     }
     WaitForCopies<0>();
   }

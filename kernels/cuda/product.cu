@@ -157,6 +157,8 @@ absl::Status DeviceExperts(DeviceQueue* queue,
   args.experts = gate_up.stack;
   args.groups = reinterpret_cast<const int4*>(entries.groups);
   args.group_count = entries.group_count;
+  args.all_groups = entries.all_groups;
+  args.rows = entries.rows;
   args.pair_row = entries.row;
   if (x.bf16 && entries.group_rows == cuda::kWideRows) {
     ASSIGN_OR_RETURN(args.wide,

@@ -23,12 +23,13 @@ struct ProductArgs {
   bool out_bf16;         // kGateUp
   int32_t x_stride;      // elements from row to row
   int32_t out_stride;    // elements
-  int32_t rows;          // kDense
+  int32_t rows;          // of x
   int64_t plane_stride;  // kDense: elements
   int32_t expert_first;  // else: experts of this matrix
   int32_t experts;
   const int4* groups;  // else
   const int32_t* group_count;
+  bool all_groups;          // there are as many as blocks
   const int32_t* pair_row;  // kGateUp
 };
 
@@ -54,7 +55,7 @@ __device__ __forceinline__ bool FindRows(const ProductArgs& p,
   } else {
     // Both on their way at once: behind the last group there is room.
     const int4 group = __ldcg(p.groups + index);
-    if (index >= __ldcg(p.group_count)) return false;
+    if (!p.all_groups && index >= __ldcg(p.group_count)) return false;
     const int expert = group.x - p.expert_first;
     if (expert < 0 || expert >= p.experts) return false;
     out->data = p.m.data + expert * p.m.data_stride;
@@ -71,7 +72,8 @@ __device__ __forceinline__ int RowOf(const ProductArgs& p,
                                      const RowGroup& group,
                                      int i) {
   const int at = group.first + i;
-  return U == Use::kGateUp ? p.pair_row[at] : at;
+  if (U != Use::kGateUp) return at;
+  return p.rows == 1 ? 0 : p.pair_row[at];
 }
 
 __device__ __forceinline__ float SiluTimes(float gate, float up) {
