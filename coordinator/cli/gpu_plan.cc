@@ -53,6 +53,7 @@ absl::StatusOr<DeviceNeeds> NeedsOf(const GpuPlanRequest& request,
   for (int32_t lane = 1; lane <= lanes; ++lane) {
     needs.arrays += kernels::DeviceGroup::BytesOf(
         rank.ranks,
+        rank.rank,
         {.rows_max =
              model::FilledRowsMax((least.step_rows + lane - 1) / lane,
                                   (least.state_slots + lane - 1) / lane),

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Memory and faults of a group of GPUs; group.cu has the sums.
+// Memory and faults of a group of GPUs; group.cu has the sums, group_gather.cu
+// columns.
 #include "kernels/cuda/group.cuh"
 
 #include "absl/strings/str_cat.h"
@@ -48,11 +49,19 @@ absl::Status CheckSum(const DeviceGroup::Impl& group, const GroupSum& sum) {
   return absl::OkStatus();
 }
 
+// Of other ranks' columns on their way into rank 0's rows, by NCCL.
+uint64_t ColumnBytes(const DeviceGroup::Options& options) {
+  if (options.columns.empty()) return 0;
+  return static_cast<uint64_t>(options.gathered_max) *
+         static_cast<uint64_t>(options.columns.back() - options.columns[1]) *
+         sizeof(float);
+}
+
 absl::Status Empty(DeviceGroup::Impl* group) {
   constexpr uint8_t kEmptyByte = cuda::kEmpty & 0xff;
   for (DeviceGroup::Impl::Rank& rank : group->ranks) {
     RETURN_IF_ERROR(rank.queue->Fill(rank.slots, kEmptyByte));
-    if (!group->nccl()) RETURN_IF_ERROR(rank.queue->Fill(rank.ended, 0));
+    if (!group->nccl()) RETURN_IF_ERROR(rank.queue->Fill(rank.words, 0));
     RETURN_IF_ERROR(rank.queue->Wait());
   }
   *group->words = {};
@@ -87,10 +96,15 @@ absl::StatusOr<std::unique_ptr<DeviceGroup>> DeviceGroup::Create(
     if (impl->nccl()) {
       ASSIGN_OR_RETURN(rank.part,
                        rank.queue->Allocate(slot, "rows for other GPUs"));
+      if (i > 0) continue;
+      ASSIGN_OR_RETURN(
+          rank.columns,
+          rank.queue->Allocate(ColumnBytes(options), "other GPUs' columns"));
       continue;
     }
-    ASSIGN_OR_RETURN(rank.ended,
-                     rank.queue->Allocate(sizeof(int32_t), "a group's word"));
+    ASSIGN_OR_RETURN(
+        rank.words,
+        rank.queue->Allocate(sizeof(cuda::RankWords), "a group's words"));
     for (DeviceQueue* const other : queues) {
       RETURN_IF_ERROR(EnablePeer(rank.queue->device(), other->device()));
     }
@@ -107,13 +121,15 @@ absl::StatusOr<std::unique_ptr<DeviceGroup>> DeviceGroup::Create(
   return std::unique_ptr<DeviceGroup>(new DeviceGroup(std::move(impl)));
 }
 
-uint64_t DeviceGroup::BytesOf(int32_t ranks, const Options& options) {
+uint64_t DeviceGroup::BytesOf(int32_t ranks,
+                              int32_t rank,
+                              const Options& options) {
   const auto count = static_cast<uint64_t>(ranks);
-  const uint64_t slots = options.exchange == GroupExchange::kNccl
-                             ? count + 1
-                             : count * kGroupBuffers;
+  const bool nccl = options.exchange == GroupExchange::kNccl;
+  const uint64_t slots = nccl ? count + 1 : count * kGroupBuffers;
   return slots * static_cast<uint64_t>(options.rows_max) * options.cols *
-         sizeof(float);
+             sizeof(float) +
+         (nccl && rank == 0 ? ColumnBytes(options) : 0);
 }
 
 DeviceGroup::DeviceGroup(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -131,6 +147,18 @@ absl::Status DeviceGroup::AddNorm(int32_t rank, const GroupSum& sum) {
   RETURN_IF_ERROR(CheckSum(*impl_, sum));
   return impl_->nccl() ? cuda::QueueNcclSum(impl_.get(), rank, sum)
                        : cuda::QueuePeerSum(impl_.get(), rank, sum);
+}
+
+void DeviceGroup::GatherInto(float* rows) { impl_->rows = rows; }
+
+absl::Status DeviceGroup::GatherColumns(int32_t rank,
+                                        const GroupColumns& what) {
+  CONCLAVE_CHECK_LE(what.rows, impl_->options.gathered_max);
+  if (impl_->nccl()) return cuda::QueueNcclColumns(impl_.get(), rank, what);
+  if (impl_->ColumnsOf(static_cast<size_t>(rank)) == 0) {
+    return absl::OkStatus();
+  }
+  return cuda::QueuePeerColumns(impl_.get(), rank, what);
 }
 
 absl::StatusOr<DeviceGroup::End> DeviceGroup::Finish(int32_t rank) {

@@ -8,7 +8,7 @@
 // sum n + 1, and so has seen the part, or the word, of each rank at n + 1;
 // those ranks' kernels of sum n, which emptied the slots, had ended before.
 #include "common/check.h"
-#include "kernels/cuda/group.cuh"
+#include "kernels/cuda/group_wait.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/rows.cuh"
 
@@ -20,23 +20,13 @@ struct PeerArgs {
   AddNormArgs add;
   int32_t rows;
   int32_t ranks;
-  int32_t rank;
   int32_t only;
-  int32_t number;
   bool alone;    // no other lane needs room on the device
   int64_t slot;  // floats of one
   // This sum's buffer on each rank's device, [ranks, rows_max, cols].
   float* buffer[limits::kRanksMax];
-  GroupWords* words;
-  int32_t* ended;  // on this device: not 0: this step's waits have ended
-  int64_t deadline_ns;
+  PeerWait wait;
 };
-
-__device__ __forceinline__ int64_t NowNs() {
-  int64_t now;
-  asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
-  return now;
-}
 
 __device__ __forceinline__ void StoreFar(float* to, uint4 v) {
   asm volatile("st.relaxed.sys.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to),
@@ -56,14 +46,6 @@ __device__ __forceinline__ uint4 LoadFar(const float* from) {
   return v;
 }
 
-__device__ __forceinline__ int32_t ReadWord(const int32_t* word) {
-  return *static_cast<const volatile int32_t*>(word);
-}
-
-__device__ __forceinline__ void WriteWord(int32_t* word, int32_t value) {
-  *static_cast<volatile int32_t*>(word) = value;
-}
-
 // A NaN as numbers have it, whatever its bits were.
 __device__ __forceinline__ uint32_t NeverEmpty(float x) {
   constexpr uint32_t kNan = 0x7fffffffu;
@@ -78,35 +60,6 @@ __device__ __forceinline__ bool HasPart(const PeerArgs& a, int rank) {
   return a.only < 0 || a.only == rank;
 }
 
-// The first to tell is heard; a moment's race of two devices names one of two.
-__device__ void EndStep(const PeerArgs& a, int missed) {
-  if (atomicExch(a.ended, 1) != 0) return;
-  GroupWords::Rank& own = a.words->ranks[a.rank];
-  if (ReadWord(&a.words->abort) != 0) return;
-  WriteWord(&own.number, a.number);
-  WriteWord(&own.missed, 1 + missed);
-  __threadfence_system();
-  WriteWord(&a.words->abort, 1);
-}
-
-// Whether a wait since `begin` must end. Host memory is far away: many threads
-// that read it hold up the device, the other ranks wait longer for it, read
-// too, and so on for ever. One of a warp reads it, seldom.
-__device__ bool MustEnd(const PeerArgs& a, int from, int64_t begin, int look) {
-  constexpr int kSeldom = 256;  // looks between two at host memory
-  if (ReadWord(a.ended) != 0) return true;
-  const int64_t now = NowNs();
-  if (now - begin > a.deadline_ns) {
-    EndStep(a, from);
-    return true;
-  }
-  const int first = __ffs(static_cast<int>(__activemask())) - 1;
-  if (look % kSeldom != 0 || threadIdx.x % kLanes != first) return false;
-  if (ReadWord(&a.words->abort) == 0) return false;
-  WriteWord(a.ended, 1);
-  return true;
-}
-
 // Waits for a vector of rank `from`; false: the step has ended.
 __device__ bool Receive(const PeerArgs& a, int from, float* at, uint4* v) {
   constexpr int kPolls = 64;  // between two looks at the clock
@@ -114,7 +67,7 @@ __device__ bool Receive(const PeerArgs& a, int from, float* at, uint4* v) {
   if (HasEmpty(*v)) {
     const int64_t begin = NowNs();
     for (int poll = 1; HasEmpty(*v); ++poll) {
-      if (poll % kPolls == 0 && MustEnd(a, from, begin, poll / kPolls)) {
+      if (poll % kPolls == 0 && MustEnd(a.wait, from, begin, poll / kPolls)) {
         return false;
       }
       *v = LoadFar(at);
@@ -128,11 +81,12 @@ __device__ bool Receive(const PeerArgs& a, int from, float* at, uint4* v) {
 // part one vector says that it came.
 __device__ void Send(const PeerArgs& a, int64_t row, Choices* choices) {
   const int64_t vectors = a.add.cols / 4;
-  if (!HasPart(a, a.rank)) {
+  if (!HasPart(a, a.wait.rank)) {
     if (threadIdx.x > 0) return;
     for (int to = 0; to < a.ranks; ++to) {
-      if (to == a.rank) continue;
-      StoreFar(a.buffer[to] + a.rank * a.slot + row * a.add.cols, {0, 0, 0, 0});
+      if (to == a.wait.rank) continue;
+      StoreFar(a.buffer[to] + a.wait.rank * a.slot + row * a.add.cols,
+               {0, 0, 0, 0});
     }
     return;
   }
@@ -148,10 +102,10 @@ __device__ void Send(const PeerArgs& a, int64_t row, Choices* choices) {
                         NeverEmpty(part.y),
                         NeverEmpty(part.z),
                         NeverEmpty(part.w)};
-    const int64_t at = a.rank * a.slot + row * a.add.cols + 4 * v;
+    const int64_t at = a.wait.rank * a.slot + row * a.add.cols + 4 * v;
     for (int i = 0; i < a.ranks; ++i) {
       // The farthest first, this device's own last.
-      const int to = (a.rank + 1 + i) % a.ranks;
+      const int to = (a.wait.rank + 1 + i) % a.ranks;
       StoreFar(a.buffer[to] + at, bits);
     }
   }
@@ -163,9 +117,10 @@ __device__ bool SumOf(const PeerArgs& a, int64_t row, int64_t v, float4* all) {
   for (int from = 0; from < a.ranks; ++from) {
     const bool part = HasPart(a, from);
     // Who has none said so in the first vector, and to others only.
-    if (!part && (v > 0 || from == a.rank)) continue;
+    if (!part && (v > 0 || from == a.wait.rank)) continue;
     uint4 bits;
-    float* at = a.buffer[a.rank] + from * a.slot + row * a.add.cols + 4 * v;
+    float* at =
+        a.buffer[a.wait.rank] + from * a.slot + row * a.add.cols + 4 * v;
     if (!Receive(a, from, at, &bits)) return false;
     if (!part) continue;
     *all = Plus(*all,
@@ -219,19 +174,22 @@ __global__ void __launch_bounds__(kThreadsMax) PeerSum(PeerArgs a) {
     whole = __syncthreads_and(whole) != 0;
   }
   if (threadIdx.x == 0 && !whole) {
-    WriteWord(&a.words->ranks[a.rank].ended, 1);
+    NotWhole(a.wait);
   }
 }
 
 // Block row: the part into `to`, without waiting for anybody.
-__global__ void __launch_bounds__(kThreadsMax)
-    StorePart(AddNormArgs a, float* to, int32_t* passed, bool part) {
+__global__ void __launch_bounds__(kThreadsMax) StorePart(AddNormArgs a,
+                                                         float* to,
+                                                         GroupWords::Rank* own,
+                                                         int32_t number,
+                                                         bool part) {
   __shared__ Choices choices;
   LetNextKernelBegin();
   WaitForKernelBefore();
   const int64_t row = blockIdx.x;
   const int64_t vectors = a.cols / 4;
-  if (row == 0 && threadIdx.x == 0) WriteWord(passed, ReadWord(passed) + 1);
+  if (row == 0 && threadIdx.x == 0) Came(own, number);
   if (!part) return;
   if (a.pairs != nullptr) ReadChoices(a, row, &choices);
   for (int64_t v = threadIdx.x; v < vectors; v += blockDim.x) {
@@ -251,19 +209,14 @@ absl::Status QueuePeerSum(DeviceGroup::Impl* group,
                           int32_t rank,
                           const GroupSum& sum) {
   const size_t slot = group->SlotFloats();
-  PeerArgs args{
-      .add = ArgsFor(group->options, sum),
-      .rows = sum.rows,
-      .ranks = static_cast<int32_t>(group->ranks.size()),
-      .rank = rank,
-      .only = sum.only,
-      .number = sum.number,
-      .alone = group->options.lanes == 1,
-      .slot = static_cast<int64_t>(slot),
-      .buffer = {},
-      .words = group->words,
-      .ended = group->ranks[static_cast<size_t>(rank)].ended.as<int32_t>(),
-      .deadline_ns = absl::ToInt64Nanoseconds(group->options.deadline)};
+  PeerArgs args{.add = ArgsFor(group->options, sum),
+                .rows = sum.rows,
+                .ranks = static_cast<int32_t>(group->ranks.size()),
+                .only = sum.only,
+                .alone = group->options.lanes == 1,
+                .slot = static_cast<int64_t>(slot),
+                .buffer = {},
+                .wait = WaitOf(*group, rank, sum.number)};
   const size_t buffer = static_cast<size_t>(sum.number) % kGroupBuffers;
   for (size_t i = 0; i < group->ranks.size(); ++i) {
     args.buffer[i] =
@@ -294,7 +247,8 @@ absl::Status QueuePart(DeviceGroup::Impl* group,
                  .threads = dim3(ThreadsOf(group->options.cols))},
                 ArgsFor(group->options, sum),
                 to,
-                &group->words->ranks[rank].passed,
+                &group->words->ranks[rank],
+                sum.number,
                 part);
 }
 

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The sum over ranks by NCCL: all parts to all ranks, then the sum that a rank
-// makes of planes of its own. NCCL has no deadlines: the thread that waits for
-// a rank's step looks at how far the others came.
+// makes of planes of its own; columns by sends and receives. NCCL has no
+// deadlines: the thread that waits for a rank's step looks at how far the
+// others came.
 #include <algorithm>
 #include <mutex>
 #include <thread>
@@ -16,7 +17,7 @@
 namespace conclave::kernels::cuda {
 namespace {
 
-// Of all ranks, sums that they came to; `least`: who came to the fewest.
+// Of all ranks, exchanges that they came to; `least`: who came to the fewest.
 int64_t Passed(const DeviceGroup::Impl& group, int32_t* least) {
   int64_t all = 0;
   *least = 0;
@@ -32,11 +33,33 @@ void EndStep(DeviceGroup::Impl* group, int32_t rank, int32_t missed) {
   volatile GroupWords* words = group->words;
   words->ranks[rank].ended = 1;
   if (missed >= 0 && missed != rank && words->abort == 0) {
-    words->ranks[rank].number = words->ranks[missed].passed;
+    words->ranks[rank].number = words->ranks[rank].last;
     words->ranks[rank].missed = 1 + missed;
   }
   words->abort = 1;
   AbortCommunicators(group);
+}
+
+// Columns of one rank as rank 0 receives them.
+struct Received {
+  int from = 0;
+  size_t count = 0;
+  float* to = nullptr;
+};
+
+// One row comes to where it belongs; several, one rank after the other.
+std::vector<Received> ReceivedBy(const DeviceGroup::Impl& group, int32_t rows) {
+  std::vector<Received> out;
+  float* to = group.ranks[0].columns.as<float>();
+  for (size_t from = 1; from < group.ranks.size(); ++from) {
+    const size_t count =
+        static_cast<size_t>(rows) * static_cast<size_t>(group.ColumnsOf(from));
+    if (count == 0) continue;
+    float* own = rows == 1 ? group.rows + group.options.columns[from] : to;
+    out.push_back({.from = static_cast<int>(from), .count = count, .to = own});
+    to += count;
+  }
+  return out;
 }
 
 }  // namespace
@@ -120,6 +143,42 @@ absl::Status QueueNcclSum(DeviceGroup::Impl* group,
                        sum.x,
                        sum.u,
                        sum.low);
+}
+
+absl::Status QueueNcclColumns(DeviceGroup::Impl* group,
+                              int32_t rank,
+                              const GroupColumns& what) {
+  DeviceGroup::Impl::Rank& own = group->ranks[static_cast<size_t>(rank)];
+  RETURN_IF_ERROR(QueueCame(group, rank));
+  const auto stream = static_cast<cudaStream_t>(own.queue->stream());
+  std::vector<Received> received;
+  if (rank == 0) received = ReceivedBy(*group, what.rows);
+  {
+    std::lock_guard<std::mutex> lock(own.mutex);
+    const auto comm = static_cast<ncclComm_t>(own.comm);
+    if (comm == nullptr) return absl::OkStatus();
+    RETURN_IF_ERROR(FromNccl(Nccl().group_start(), "beginning to gather"));
+    absl::Status status;
+    const size_t count = static_cast<size_t>(what.rows) *
+                         group->ColumnsOf(static_cast<size_t>(rank));
+    if (rank > 0 && count > 0) {
+      status.Update(
+          FromNccl(Nccl().send(what.part, count, ncclFloat32, 0, comm, stream),
+                   "sending columns"));
+    }
+    for (const Received& r : received) {
+      status.Update(FromNccl(
+          Nccl().receive(r.to, r.count, ncclFloat32, r.from, comm, stream),
+          "receiving columns"));
+    }
+    status.Update(FromNccl(Nccl().group_end(), "queueing columns"));
+    RETURN_IF_ERROR(status);
+  }
+  for (const Received& r : received) {
+    if (what.rows == 1) break;
+    RETURN_IF_ERROR(QueuePlace(group, r.from, what.rows, r.to));
+  }
+  return absl::OkStatus();
 }
 
 absl::Status WaitForNccl(DeviceGroup::Impl* group, int32_t rank) {

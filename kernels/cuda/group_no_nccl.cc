@@ -15,6 +15,12 @@ absl::Status QueueNcclSum(DeviceGroup::Impl* group, int32_t, const GroupSum&) {
   return MakeCommunicators(group);
 }
 
+absl::Status QueueNcclColumns(DeviceGroup::Impl* group,
+                              int32_t,
+                              const GroupColumns&) {
+  return MakeCommunicators(group);
+}
+
 absl::Status WaitForNccl(DeviceGroup::Impl* group, int32_t rank) {
   return group->ranks[static_cast<size_t>(rank)].queue->Wait();
 }

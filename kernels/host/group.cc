@@ -21,6 +21,7 @@ struct Rank {
   DeviceQueue* queue = nullptr;
   std::vector<float> parts[kBuffers];  // [rows_max, cols]
   std::atomic<int64_t> sent = 0;       // sums since Reset
+  std::atomic<int64_t> gathered = 0;   // the same of GatherColumns
   DeviceGroup::End end;                // of this step
 };
 
@@ -33,12 +34,22 @@ bool HasPart(const GroupSum& sum, int32_t rank) {
 struct DeviceGroup::Impl {
   Options options;
   std::vector<Rank> ranks;
+  float* rows = nullptr;  // rank 0's, of gathered columns
   std::atomic<bool> aborted = false;
 
-  // Whether rank `whom` has sent `count` sums.
-  bool Await(int32_t rank, int32_t whom, int64_t count, int32_t number) {
+  int32_t ColumnsOf(int32_t rank) const {
+    if (options.columns.empty()) return 0;
+    return options.columns[rank + 1] - options.columns[rank];
+  }
+
+  // Whether rank `whom` has come `count` times, as `came` says.
+  bool Await(int32_t rank,
+             int32_t whom,
+             const std::atomic<int64_t>& came,
+             int64_t count,
+             int32_t number) {
     const absl::Time end = RealClock()->Now() + options.deadline;
-    while (ranks[whom].sent.load(std::memory_order_acquire) < count) {
+    while (came.load(std::memory_order_acquire) < count) {
       if (aborted) {
         ranks[rank].end.whole = false;
         return false;
@@ -69,7 +80,7 @@ struct DeviceGroup::Impl {
     }
     own.sent.store(count, std::memory_order_release);
     for (int32_t k = 0; k < std::ssize(ranks); ++k) {
-      if (!Await(rank, k, count, sum.number)) return;
+      if (!Await(rank, k, ranks[k].sent, count, sum.number)) return;
     }
     std::vector<float> all(cols);
     for (int32_t r = 0; r < sum.rows; ++r) {
@@ -83,6 +94,35 @@ struct DeviceGroup::Impl {
       for (size_t i = 0; i < cols; ++i) x[i] += all[i];
       host::NormRow({x, cols}, sum.w, sum.eps, r, sum.u, sum.low);
     }
+  }
+
+  // Rank 0's rows may be overwritten at any time after a sum: to that it came
+  // when it was done with them.
+  void Gather(int32_t rank, const GroupColumns& what) {
+    Rank& own = ranks[rank];
+    if (aborted) {
+      own.end.whole = false;
+      return;
+    }
+    const int64_t count = own.gathered.load(std::memory_order_relaxed) + 1;
+    if (rank == 0) {
+      own.gathered.store(count, std::memory_order_release);
+      for (int32_t k = 1; k < std::ssize(ranks); ++k) {
+        if (ColumnsOf(k) == 0) continue;
+        if (!Await(0, k, ranks[k].gathered, count, kGathering)) return;
+      }
+      return;
+    }
+    const std::atomic<int64_t>& ready = ranks[0].gathered;
+    if (what.again && !Await(rank, 0, ready, count, kGathering)) return;
+    const size_t columns = static_cast<size_t>(ColumnsOf(rank));
+    const auto stride = static_cast<size_t>(options.columns.back());
+    for (int32_t r = 0; r < what.rows; ++r) {
+      std::copy_n(what.part + r * columns,
+                  columns,
+                  rows + r * stride + options.columns[rank]);
+    }
+    own.gathered.store(count, std::memory_order_release);
   }
 };
 
@@ -100,7 +140,7 @@ absl::StatusOr<std::unique_ptr<DeviceGroup>> DeviceGroup::Create(
   return std::unique_ptr<DeviceGroup>(new DeviceGroup(std::move(impl)));
 }
 
-uint64_t DeviceGroup::BytesOf(int32_t, const Options& options) {
+uint64_t DeviceGroup::BytesOf(int32_t, int32_t, const Options& options) {
   return kBuffers * static_cast<uint64_t>(options.rows_max) * options.cols *
          sizeof(float);
 }
@@ -132,6 +172,17 @@ absl::Status DeviceGroup::AddNorm(int32_t rank, const GroupSum& sum) {
   return absl::OkStatus();
 }
 
+void DeviceGroup::GatherInto(float* rows) { impl_->rows = rows; }
+
+absl::Status DeviceGroup::GatherColumns(int32_t rank,
+                                        const GroupColumns& what) {
+  CONCLAVE_CHECK_LE(what.rows, impl_->options.gathered_max);
+  if (impl_->ColumnsOf(rank) == 0) return absl::OkStatus();
+  host::StreamOf(impl_->ranks[rank].queue)
+      ->Do([impl = impl_.get(), rank, what] { impl->Gather(rank, what); });
+  return absl::OkStatus();
+}
+
 absl::StatusOr<DeviceGroup::End> DeviceGroup::Finish(int32_t rank) {
   const absl::Status status = impl_->ranks[rank].queue->Wait();
   if (!status.ok()) return status;
@@ -143,6 +194,7 @@ void DeviceGroup::Abort() { impl_->aborted = true; }
 absl::Status DeviceGroup::Reset() {
   for (Rank& rank : impl_->ranks) {
     rank.sent = 0;
+    rank.gathered = 0;
     rank.end = {};
   }
   impl_->aborted = false;
