@@ -11,8 +11,8 @@
 #include "coordinator/cli/group_flags.h"
 #include "coordinator/cli/group_shares.h"
 #include "coordinator/engine.h"
-#include "coordinator/model/device_memory.h"
 #include "coordinator/model/device_needs.h"
+#include "coordinator/model/group_lane.h"
 #include "coordinator/model/rank_cut.h"
 #include "kernels/device_group.h"
 
@@ -51,14 +51,16 @@ absl::StatusOr<DeviceNeeds> NeedsOf(const GpuPlanRequest& request,
   ASSIGN_OR_RETURN(const kernels::GroupExchange exchange,
                    ParseExchange(c.group_exchange()));
   for (int32_t lane = 1; lane <= lanes; ++lane) {
-    needs.arrays += kernels::DeviceGroup::BytesOf(
+    kernels::DeviceGroup::Options exchanges = model::ExchangesOf(
         rank.ranks,
-        rank.rank,
-        {.rows_max =
-             model::FilledRowsMax((least.step_rows + lane - 1) / lane,
-                                  (least.state_slots + lane - 1) / lane),
-         .cols = model.hidden_size,
-         .exchange = exchange});
+        model.hidden_size,
+        model.vocab_size,
+        {.sizes = {},
+         .rows_max = (least.step_rows + lane - 1) / lane,
+         .sequences_max = (least.state_slots + lane - 1) / lane});
+    exchanges.exchange = exchange;
+    needs.arrays +=
+        kernels::DeviceGroup::BytesOf(rank.ranks, rank.rank, exchanges);
   }
   return needs;
 }

@@ -183,16 +183,23 @@ absl::Status DeviceDecoder::Impl::Layers(Probe* probe) {
 
 absl::Status DeviceDecoder::Impl::PassToLogits(const Sizes& sizes) {
   RETURN_IF_ERROR(Layers(nullptr));
-  if (!Launches(kHead) || weights.head.parts.empty()) return absl::OkStatus();
-  return Product(weights.head, m.u(), nullptr, sizes.rows, m.logits());
+  return Logits(m.u(), sizes.rows, /*again=*/false);
+}
+
+// A product's bits do not depend on how its matrix is cut into whole tiles.
+absl::Status DeviceDecoder::Impl::Logits(const DeviceRows& x,
+                                         int32_t rows,
+                                         bool again) {
+  if (Launches(kHead) && !weights.head.parts.empty()) {
+    RETURN_IF_ERROR(Product(weights.head, x, nullptr, rows, m.logits()));
+  }
+  return Gather(rows, again);
 }
 
 // Everything of a step of one row per sequence, sampled greedily.
 absl::Status DeviceDecoder::Impl::Pass(const Sizes& sizes) {
   RETURN_IF_ERROR(PassToLogits(sizes));
-  if (!Launches(kSample) || weights.head.parts.empty()) {
-    return absl::OkStatus();
-  }
+  if (!Launches(kSample) || options.rank > 0) return absl::OkStatus();
   return kernels::DeviceSample(queue.get(),
                                m.logits(),
                                sizes.rows,
@@ -204,31 +211,36 @@ absl::Status DeviceDecoder::Impl::Pass(const Sizes& sizes) {
                                m.next());
 }
 
-// Logits of the wanted rows, as many at a time as there is room for.
+// As many rows at a time as there is room for.
 absl::Status DeviceDecoder::Impl::Head(const Sizes& sizes) {
   const int32_t vocab = weights.config.vocab_size;
-  logits.resize(static_cast<size_t>(sizes.wanted) * vocab);
+  const bool keeps = options.rank == 0;
+  if (keeps) logits.resize(static_cast<size_t>(sizes.wanted) * vocab);
   const int32_t* rows = arrays.At(sizes).wanted;
   for (int32_t begin = 0; begin < sizes.wanted; begin += m.wanted_max()) {
     const int32_t count = std::min(m.wanted_max(), sizes.wanted - begin);
-    RETURN_IF_ERROR(kernels::DeviceAddNorm(queue.get(),
-                                           count,
-                                           weights.config.hidden_size,
-                                           {},
-                                           weights.final_norm,
-                                           weights.config.rms_norm_eps,
-                                           rows + begin,
-                                           m.x(),
-                                           m.wanted(),
-                                           nullptr));
-    RETURN_IF_ERROR(
-        Product(weights.head, m.wanted(), nullptr, count, m.logits()));
+    if (!weights.head.parts.empty()) {
+      RETURN_IF_ERROR(kernels::DeviceAddNorm(queue.get(),
+                                             count,
+                                             weights.config.hidden_size,
+                                             {},
+                                             weights.final_norm,
+                                             weights.config.rms_norm_eps,
+                                             rows + begin,
+                                             m.x(),
+                                             m.wanted(),
+                                             nullptr));
+    }
+    RETURN_IF_ERROR(Logits(m.wanted(), count, /*again=*/begin > 0));
+    if (!keeps) continue;
+    // A copy to the host waits without a deadline.
+    RETURN_IF_ERROR(Joined());
     RETURN_IF_ERROR(
         queue->Download(m.logits(),
                         static_cast<size_t>(count) * vocab * sizeof(float),
                         &logits[static_cast<size_t>(begin) * vocab]));
   }
-  return absl::OkStatus();
+  return keeps && sizes.wanted > 0 ? absl::OkStatus() : Joined();
 }
 
 absl::StatusOr<DeviceGraph> DeviceDecoder::Impl::Record(const Sizes& sizes) {

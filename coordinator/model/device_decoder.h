@@ -10,6 +10,7 @@
 #include "absl/status/statusor.h"
 #include "coordinator/experts/linked_experts.h"
 #include "coordinator/model/decoder.h"
+#include "coordinator/model/device_memory.h"
 #include "coordinator/model/device_weights.h"
 #include "kernels/device_attention.h"
 #include "kernels/device_gdn.h"
@@ -41,6 +42,7 @@ class DeviceDecoder final : public Decoder {
     // decoder; null where they lack none.
     experts::Experts* experts = nullptr;
     bool record = true;                     // not with experts elsewhere
+    uint64_t logit_bytes = kLogitBytes;     // of a prompt, at a time
     MicroBatchSettings micro_batches = {};  // with experts elsewhere
     // Instead of them: routed experts whose rows travel from device to device.
     experts::LinkedExperts* linked = nullptr;
@@ -78,11 +80,12 @@ class DeviceDecoder final : public Decoder {
       const StepSampler& first);
   absl::Status Health() const override;
 
-  // A rank's part of a step whose logits are rank 0's; recorded: as rank 0's,
-  // see IsRecorded. DeadlineExceeded names the rank that was waited for in
-  // vain; Aborted: another rank's step failed.
+  // A rank's part of a step whose logits go to rank 0, of the rows that rank 0
+  // wants; recorded: as rank 0's, see IsRecorded. DeadlineExceeded names the
+  // rank that was waited for in vain; Aborted: another rank's step failed.
   absl::Status Follow(const kernels::StepBatch& batch,
                       std::span<const int32_t> tokens,
+                      std::span<const int32_t> logit_rows,
                       bool recorded);
   static bool IsRecorded(const kernels::StepBatch& batch,
                          std::span<const int32_t> logit_rows,

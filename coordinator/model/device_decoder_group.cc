@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // A device decoder as one rank of a group: norms are where ranks meet.
+#include <string>
+
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
 #include "coordinator/model/device_decoder_impl.h"
@@ -44,6 +46,14 @@ absl::Status DeviceDecoder::Impl::Norm(const Slice& slice,
                                  .low = low});
 }
 
+absl::Status DeviceDecoder::Impl::Gather(int32_t rows, bool again) {
+  // Without sums nothing keeps ranks together.
+  const bool meets = Launches(kNorms) && Launches(kExchange);
+  if (options.group == nullptr || !meets) return absl::OkStatus();
+  return options.group->GatherColumns(
+      options.rank, {.rows = rows, .part = m.logits(), .again = again});
+}
+
 absl::Status DeviceDecoder::Impl::Joined() {
   if (options.linked != nullptr) return options.linked->Wait();
   if (options.group == nullptr) return absl::OkStatus();
@@ -54,15 +64,20 @@ absl::Status DeviceDecoder::Impl::Joined() {
     return absl::AbortedError(
         absl::StrCat(options.name, ": another rank ended the step"));
   }
+  const std::string where =
+      end.number == kernels::DeviceGroup::kGathering
+          ? "head's exchange"
+          : absl::StrCat("sum after the ",
+                         end.number % 2 == 0 ? "mixer" : "experts",
+                         " of layer ",
+                         end.number / 2);
   return absl::DeadlineExceededError(
       absl::StrCat("rank ",
                    end.missed,
                    " (",
                    options.rank_names[static_cast<size_t>(end.missed)],
-                   ") did not come to the sum after the ",
-                   end.number % 2 == 0 ? "mixer" : "experts",
-                   " of layer ",
-                   end.number / 2,
+                   ") did not come to the ",
+                   where,
                    " within ",
                    absl::FormatDuration(options.group->options().deadline),
                    "; rank ",
@@ -80,24 +95,27 @@ bool DeviceDecoder::IsRecorded(const StepBatch& batch,
 
 absl::Status DeviceDecoder::Impl::Follow(const StepBatch& batch,
                                          std::span<const int32_t> tokens,
+                                         std::span<const int32_t> wanted,
                                          bool recorded) {
   NotePositions(batch);
   if (recorded) {
     Sizes sizes;
     RETURN_IF_ERROR(Recorded(batch, tokens, &sizes));
-  } else {
-    const Sizes sizes = DeviceStepArrays::SizesOf(batch, 0);
-    RETURN_IF_ERROR(Upload(sizes, batch, tokens, {}, 0, false));
-    RETURN_IF_ERROR(Layers(nullptr));
+    return Joined();
   }
-  return Joined();
+  const Sizes sizes =
+      DeviceStepArrays::SizesOf(batch, static_cast<int32_t>(wanted.size()));
+  RETURN_IF_ERROR(Upload(sizes, batch, tokens, wanted, 0, false));
+  RETURN_IF_ERROR(Layers(nullptr));
+  return Head(sizes);
 }
 
 absl::Status DeviceDecoder::Follow(const StepBatch& batch,
                                    std::span<const int32_t> tokens,
+                                   std::span<const int32_t> logit_rows,
                                    bool recorded) {
   RETURN_IF_ERROR(impl_->lost);
-  return impl_->Told(impl_->Follow(batch, tokens, recorded));
+  return impl_->Told(impl_->Follow(batch, tokens, logit_rows, recorded));
 }
 
 absl::Status DeviceDecoder::Check(const StepBatch& batch,

@@ -67,10 +67,14 @@ struct DeviceDecoder::Impl {
                     int32_t number,
                     const float* w,
                     bool with_low);
+  // In a group, what each rank has of m.logits goes to rank 0; `again`: as
+  // before, with no sum between.
+  absl::Status Gather(int32_t rows, bool again);
   // Waits for the step in a group; alone, whoever reads its results does.
   absl::Status Joined();
   absl::Status Follow(const kernels::StepBatch& batch,
                       std::span<const int32_t> tokens,
+                      std::span<const int32_t> wanted,
                       bool recorded);
   // *sum is what the mixer adds to m.x.
   absl::Status Mix(size_t index,
@@ -97,7 +101,11 @@ struct DeviceDecoder::Impl {
   // Layers and head of a step of one row per sequence.
   absl::Status PassToLogits(const Sizes& sizes);
   absl::Status Pass(const Sizes& sizes);
+  // Logits of the wanted rows of a step that was launched, kept where tokens
+  // are chosen; waits for the step.
   absl::Status Head(const Sizes& sizes);
+  // m.logits = the head's product with rows of x; all of them on rank 0.
+  absl::Status Logits(const kernels::DeviceRows& x, int32_t rows, bool again);
   absl::Status Recorded(const kernels::StepBatch& batch,
                         std::span<const int32_t> tokens,
                         Sizes* sizes);

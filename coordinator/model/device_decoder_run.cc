@@ -174,7 +174,6 @@ absl::StatusOr<StepOutput> DeviceDecoder::Impl::Run(
         Upload(sizes, batch, tokens, logit_rows, 0, probe == nullptr));
     RETURN_IF_ERROR(BeginLinked(batch.rows, false));
     RETURN_IF_ERROR(Layers(probe));
-    RETURN_IF_ERROR(Joined());
     RETURN_IF_ERROR(Head(sizes));
   }
   RETURN_IF_ERROR(DownloadRows(0, batch.rows, &hidden));
@@ -276,8 +275,14 @@ absl::StatusOr<std::unique_ptr<DeviceDecoder>> DeviceDecoder::Make(
                         .exact = options.exact,
                         .kv = options.kv,
                         .gdn = options.gdn,
-                        .head = options.rank == 0,
+                        .logit_cols = LogitColumns(
+                            impl->weights.cut, impl->weights.config.vocab_size),
+                        .samples = options.rank == 0,
+                        .logit_bytes = options.logit_bytes,
                         .states_of = first == nullptr ? nullptr : &first->m}));
+  if (options.group != nullptr && options.rank == 0) {
+    options.group->GatherInto(impl->m.logits());
+  }
   const DeviceStepArrays::Bounds bounds{
       .rows = options.rows_max,
       .sequences = options.sequences_max,

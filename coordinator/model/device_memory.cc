@@ -47,9 +47,6 @@ size_t ProjectedWidth(const ModelConfig& c, const kernels::GdnShape& gdn) {
   return std::max(attention, recurrent);
 }
 
-// Of the logits of a prompt at a time.
-constexpr size_t kLogitBytes = size_t{512} << 20;
-
 // Rows that products may give in planes (kernels/device_product.h).
 constexpr size_t kNarrowRows = 64;
 
@@ -80,6 +77,19 @@ StateBytes DeviceStateBytesOf(const ModelConfig& config,
   return out;
 }
 
+int32_t LogitRowsMax(int32_t vocab,
+                     int32_t rows_max,
+                     int32_t sequences_max,
+                     uint64_t logit_bytes) {
+  const uint64_t row_bytes = static_cast<uint64_t>(vocab) * sizeof(float);
+  const uint64_t held = logit_bytes / row_bytes;
+  const auto rows =
+      static_cast<uint64_t>(FilledRowsMax(rows_max, sequences_max));
+  // Filling up takes a third more rows than sequences at the most.
+  const int32_t filled = sequences_max + sequences_max / 2;
+  return std::max(filled, static_cast<int32_t>(std::min(rows, held)));
+}
+
 absl::StatusOr<DeviceMemory> DeviceMemory::Create(DeviceQueue* queue,
                                                   const ModelConfig& config,
                                                   const Options& options) {
@@ -87,6 +97,7 @@ absl::StatusOr<DeviceMemory> DeviceMemory::Create(DeviceQueue* queue,
   out.TakeShapes(config, options);
   RETURN_IF_ERROR(out.AllocateStates(queue, config, options));
   RETURN_IF_ERROR(out.AllocateArrays(queue, config, options));
+  RETURN_IF_ERROR(out.AllocateLogits(queue, config, options));
   return out;
 }
 
@@ -97,6 +108,7 @@ absl::StatusOr<uint64_t> DeviceMemory::ArrayBytes(DeviceQueue* queue,
   out.only_count_ = true;
   out.TakeShapes(config, options);
   RETURN_IF_ERROR(out.AllocateArrays(queue, config, options));
+  RETURN_IF_ERROR(out.AllocateLogits(queue, config, options));
   return out.array_bytes_;
 }
 
@@ -176,21 +188,13 @@ absl::Status DeviceMemory::AllocateArrays(DeviceQueue* queue,
   const size_t projected = ProjectedWidth(c, gdn_);
   // Filling up takes a third more rows than sequences at the most.
   const size_t filled = sequences + sequences / 2;
-  const size_t row_bytes = static_cast<size_t>(c.vocab_size) * sizeof(float);
-  const size_t wanted =
-      options.head ? std::max(filled, std::min(rows, kLogitBytes / row_bytes))
-                   : 0;
-  wanted_max_ = static_cast<int32_t>(wanted);
   const size_t scratch = ScratchFloats(*queue, rows, filled);
   const size_t groups = std::max(pairs / 8 + experts_ + 1,
                                  size_t{1});  // of kernels::GroupsMax at least
   // Few rows may come in planes.
   const size_t planes = size_t{kernels::kPlanesMax} * kNarrowRows;
-  const auto allocate = [&](size_t bytes, DeviceBuffer* to) -> absl::Status {
-    array_bytes_ += bytes;
-    if (only_count_) return absl::OkStatus();
-    ASSIGN_OR_RETURN(*to, queue->Allocate(bytes, "arrays of a step"));
-    return queue->Fill(*to, 0);
+  const auto allocate = [&](size_t bytes, DeviceBuffer* to) {
+    return Take(queue, bytes, to);
   };
   RETURN_IF_ERROR(allocate(rows * hidden * sizeof(float), &x_));
   RETURN_IF_ERROR(allocate(rows * Padded(hidden) * each, &u_));
@@ -204,26 +208,49 @@ absl::Status DeviceMemory::AllocateArrays(DeviceQueue* queue,
                            &router_logits_));
   RETURN_IF_ERROR(allocate(pairs * width * each, &expert_hidden_));
   RETURN_IF_ERROR(allocate(pairs * hidden * sizeof(float), &pairs_));
-  RETURN_IF_ERROR(allocate(wanted * Padded(hidden) * each, &wanted_));
-  RETURN_IF_ERROR(allocate(wanted * row_bytes, &logits_));
-  RETURN_IF_ERROR(allocate(wanted * sizeof(int32_t), &next_));
   RETURN_IF_ERROR(allocate(scratch * sizeof(float), &scratch_));
-  RETURN_IF_ERROR(allocate(
-      kernels::SamplingScratchBytes(static_cast<int32_t>(wanted), c.vocab_size),
-      &sampling_scratch_));
-  const std::vector<kernels::DeviceSampling> greedy(wanted);
-  RETURN_IF_ERROR(
-      allocate(greedy.size() * sizeof(kernels::DeviceSampling), &greedy_));
-  if (!only_count_) {
-    RETURN_IF_ERROR(
-        queue->Upload(greedy.data(), greedy_.bytes(), greedy_.as<void>()));
-  }
   for (DeviceBuffer* buffer :
        {&entry_row_, &entry_place_, &entry_expert_, &entry_weight_}) {
     RETURN_IF_ERROR(allocate(pairs * sizeof(int32_t), buffer));
   }
   RETURN_IF_ERROR(allocate(groups * 4 * sizeof(int32_t), &entry_groups_));
   return allocate(sizeof(int32_t), &entry_count_);
+}
+
+absl::Status DeviceMemory::AllocateLogits(DeviceQueue* queue,
+                                          const ModelConfig& c,
+                                          const Options& options) {
+  wanted_max_ = LogitRowsMax(c.vocab_size,
+                             options.rows_max,
+                             options.sequences_max,
+                             options.logit_bytes);
+  const auto rows = static_cast<size_t>(wanted_max_);
+  const auto cols = static_cast<size_t>(options.logit_cols);
+  const size_t each = exact_ ? sizeof(float) : sizeof(uint16_t);
+  const size_t width = Padded(static_cast<size_t>(hidden_));
+  if (cols > 0) {
+    RETURN_IF_ERROR(Take(queue, rows * width * each, &wanted_));
+    RETURN_IF_ERROR(Take(queue, rows * cols * sizeof(float), &logits_));
+  }
+  if (!options.samples) return absl::OkStatus();
+  RETURN_IF_ERROR(Take(queue, rows * sizeof(int32_t), &next_));
+  RETURN_IF_ERROR(Take(queue,
+                       kernels::SamplingScratchBytes(wanted_max_, c.vocab_size),
+                       &sampling_scratch_));
+  const std::vector<kernels::DeviceSampling> greedy(rows);
+  RETURN_IF_ERROR(
+      Take(queue, rows * sizeof(kernels::DeviceSampling), &greedy_));
+  if (only_count_) return absl::OkStatus();
+  return queue->Upload(greedy.data(), greedy_.bytes(), greedy_.as<void>());
+}
+
+absl::Status DeviceMemory::Take(DeviceQueue* queue,
+                                size_t bytes,
+                                DeviceBuffer* to) {
+  array_bytes_ += bytes;
+  if (only_count_) return absl::OkStatus();
+  ASSIGN_OR_RETURN(*to, queue->Allocate(bytes, "arrays of a step"));
+  return queue->Fill(*to, 0);
 }
 
 float* DeviceMemory::x(int32_t row) const {

@@ -26,6 +26,15 @@ inline int32_t FilledRowsMax(int32_t rows_max, int32_t sequences_max) {
   return rows_max + sequences_max / 2;
 }
 
+// Of all logits of a prompt at a time.
+inline constexpr uint64_t kLogitBytes = uint64_t{512} << 20;
+// Rows of them at a time: as many as those bytes hold, but all of the largest
+// recorded step.
+int32_t LogitRowsMax(int32_t vocab,
+                     int32_t rows_max,
+                     int32_t sequences_max,
+                     uint64_t logit_bytes = kLogitBytes);
+
 // What a model on a device needs beside its weights, allocated once: states of
 // sequences and the arrays of a step. KV blocks have one more than `sizes`
 // says, for rows that fill a recorded step up.
@@ -38,7 +47,9 @@ class DeviceMemory {
     bool exact = false;
     kernels::KvDType kv = kernels::KvDType::kBF16;
     kernels::GdnDType gdn = kernels::GdnDType::kF32;
-    bool head = true;  // logits are computed here
+    int32_t logit_cols = 0;  // of a row of logits here; 0: there are none
+    bool samples = true;     // tokens are chosen here
+    uint64_t logit_bytes = kLogitBytes;
     // Whose states these are too; null: it has its own.
     const DeviceMemory* states_of = nullptr;
   };
@@ -63,7 +74,7 @@ class DeviceMemory {
   float* router_logits() const { return router_logits_.as<float>(); }
   kernels::DeviceRows expert_hidden() const { return Rows(expert_hidden_); }
   float* pairs(int32_t row = 0) const;  // [rows, top_k + 1, hidden]
-  // Rows whose logits there is room for.
+  // LogitRowsMax; the same on all ranks of a group.
   int32_t wanted_max() const { return wanted_max_; }
   kernels::DeviceRows wanted() const { return Rows(wanted_); }
   float* logits() const { return logits_.as<float>(); }
@@ -102,6 +113,13 @@ class DeviceMemory {
   absl::Status AllocateArrays(kernels::DeviceQueue* queue,
                               const checkpoint::ModelConfig& config,
                               const Options& options);
+  absl::Status AllocateLogits(kernels::DeviceQueue* queue,
+                              const checkpoint::ModelConfig& config,
+                              const Options& options);
+  // Counts it, and allocates it unless counting is all.
+  absl::Status Take(kernels::DeviceQueue* queue,
+                    size_t bytes,
+                    kernels::DeviceBuffer* to);
   size_t ScratchFloats(const kernels::DeviceQueue& queue,
                        size_t rows,
                        size_t sequences) const;

@@ -124,10 +124,9 @@ absl::StatusOr<DeviceWeights> Counted(const Checkpoint& checkpoint,
   Maker maker(nullptr, &out);
   ASSIGN_OR_RETURN(const Source table, Stored(checkpoint, "embed_tokens"));
   out.dense_bytes += table.layout.bytes();
-  if (cut.head) {
-    ASSIGN_OR_RETURN(const Source head, Stored(checkpoint, "lm_head"));
-    RETURN_IF_ERROR(Count({head}, "lm_head", &maker));
-  }
+  ASSIGN_OR_RETURN(const Source head, Stored(checkpoint, "lm_head"));
+  DeviceLinears none;
+  RETURN_IF_ERROR(maker.Head(head, cut, &none));
   maker.CountFloats(c.hidden_size);
   for (size_t i = 0; i < c.full_attention.size(); ++i) {
     maker.CountFloats(2 * int64_t{c.hidden_size});
@@ -170,20 +169,21 @@ absl::StatusOr<DeviceNeeds> DeviceNeedsOf(const Checkpoint& checkpoint,
   out.each = DeviceStateBytesOf(config, kv, gdn);
   for (int32_t lane = 0; lane < options.lanes; ++lane) {
     const auto part = [lane](int32_t n) { return lane == 0 ? n : (n + 1) / 2; };
-    ASSIGN_OR_RETURN(
-        const uint64_t bytes,
-        DeviceMemory::ArrayBytes(queue,
-                                 config,
-                                 {.sizes = {},
-                                  .rows_max = part(options.rows_max),
-                                  .sequences_max = part(options.sequences_max),
-                                  .exact = options.exact,
-                                  .kv = kv,
-                                  .gdn = gdn,
-                                  .head = cut.head}));
+    ASSIGN_OR_RETURN(const uint64_t bytes,
+                     DeviceMemory::ArrayBytes(
+                         queue,
+                         config,
+                         {.sizes = {},
+                          .rows_max = part(options.rows_max),
+                          .sequences_max = part(options.sequences_max),
+                          .exact = options.exact,
+                          .kv = kv,
+                          .gdn = gdn,
+                          .logit_cols = LogitColumns(cut, config.vocab_size),
+                          .samples = options.rank.rank == 0}));
     out.arrays += bytes;
   }
-  if (!cut.head) return out;
+  if (options.rank.rank > 0) return out;
   // Counts of tokens, made when the first penalty comes (device_sampler.h).
   out.arrays += (static_cast<uint64_t>(options.sequences_max) + 1) *
                 static_cast<uint64_t>(config.vocab_size) * sizeof(int32_t);

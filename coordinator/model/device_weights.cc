@@ -149,9 +149,7 @@ absl::StatusOr<DeviceWeights> LoadDeviceWeights(const Checkpoint& checkpoint,
   RETURN_IF_ERROR(
       maker.Table(LayoutOf(dense.embedding), dense.embedding, &out.embedding));
   RETURN_IF_ERROR(maker.Floats(dense.final_norm, &out.final_norm));
-  if (cut.head) {
-    RETURN_IF_ERROR(maker.Linears({From(dense.head)}, "lm_head", &out.head));
-  }
+  RETURN_IF_ERROR(maker.Head(From(dense.head), cut, &out.head));
   for (size_t i = 0; i < dense.layers.size(); ++i) {
     const LayerWeights& from = dense.layers[i];
     DeviceLayer& to = out.layers.emplace_back();

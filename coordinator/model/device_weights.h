@@ -54,7 +54,7 @@ struct DeviceWeights {
   kernels::WeightView embedding;  // device pointers
   std::vector<DeviceLayer> layers;
   const float* final_norm = nullptr;
-  DeviceLinears head;  // rank 0
+  DeviceLinears head;  // of cut.tokens
   // What the pointers above point to.
   std::vector<kernels::DeviceBuffer> storage;
 

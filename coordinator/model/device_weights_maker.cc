@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
+#include "coordinator/model/rank_sources.h"
 
 namespace conclave::model {
 namespace {
@@ -35,10 +36,11 @@ uint64_t SeedOf(const std::string& name) {
 
 absl::Status DeviceWeightsMaker::Linears(const std::vector<Source>& sources,
                                          const std::string& what,
-                                         DeviceLinears* to) {
-  to->width = 0;
+                                         DeviceLinears* to,
+                                         int32_t width) {
+  to->width = width;
   for (const Source& s : sources) {
-    to->width += static_cast<int32_t>(s.layout.rows);
+    if (width == 0) to->width += static_cast<int32_t>(s.layout.rows);
   }
   int32_t column = 0;
   for (size_t begin = 0; begin < sources.size();) {
@@ -73,6 +75,20 @@ absl::Status DeviceWeightsMaker::Linears(const std::vector<Source>& sources,
     begin = end;
   }
   return absl::OkStatus();
+}
+
+absl::Status DeviceWeightsMaker::Head(const Source& whole,
+                                      const RankCut& cut,
+                                      DeviceLinears* to) {
+  if (cut.tokens.size() == 0) return absl::OkStatus();
+  ASSIGN_OR_RETURN(const Source part, PartOfHead(whole, cut));
+  // Made-up numbers go by the name: no two tokens have the same.
+  const std::string what =
+      cut.tokens.begin == 0
+          ? "lm_head"
+          : absl::StrCat("lm_head, tokens from ", cut.tokens.begin);
+  const auto vocab = static_cast<int32_t>(whole.layout.rows);
+  return Linears({part}, what, to, LogitColumns(cut, vocab));
 }
 
 absl::Status DeviceWeightsMaker::Experts(

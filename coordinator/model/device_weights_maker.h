@@ -34,10 +34,15 @@ class DeviceWeightsMaker {
 
   bool counts() const { return queue_ == nullptr; }
 
-  // Neighbours whose formats allow it share a matrix.
+  // Neighbours whose formats allow it share a matrix. `width`: of an output row
+  // of which theirs are the first columns; 0: they are all of it.
   absl::Status Linears(const std::vector<Source>& sources,
                        const std::string& what,
-                       DeviceLinears* to);
+                       DeviceLinears* to,
+                       int32_t width = 0);
+
+  // A rank's part of the language model's head; nothing where it has none.
+  absl::Status Head(const Source& whole, const RankCut& cut, DeviceLinears* to);
 
   // expert(i) for i in [0, count), all of one layout; then the shared one.
   absl::Status Experts(int32_t count,

@@ -19,11 +19,11 @@ absl::Status Together(const GroupPart& part,
                       const Probe* probe) {
   const bool recorded =
       DeviceDecoder::IsRecorded(part.own->batch(), part.wanted, probe);
-  return part.lane->Together([&] { return lead(part); },
-                             [own = part.own, recorded](DeviceDecoder& rank) {
-                               return rank.Follow(
-                                   own->batch(), own->tokens(), recorded);
-                             });
+  return part.lane->Together(
+      [&] { return lead(part); },
+      [own = part.own, wanted = part.wanted, recorded](DeviceDecoder& rank) {
+        return rank.Follow(own->batch(), own->tokens(), wanted, recorded);
+      });
 }
 
 }  // namespace

@@ -26,6 +26,17 @@ const absl::Status* CauseOf(std::span<const absl::Status> ends) {
   return worst;
 }
 
+DeviceGroup::Options ExchangesOf(int32_t ranks,
+                                 int32_t hidden,
+                                 int32_t vocab,
+                                 const DeviceDecoder::Options& each) {
+  return {.rows_max = FilledRowsMax(each.rows_max, each.sequences_max),
+          .cols = hidden,
+          .columns = HeadBounds(vocab, ranks),
+          .gathered_max = LogitRowsMax(
+              vocab, each.rows_max, each.sequences_max, each.logit_bytes)};
+}
+
 absl::StatusOr<std::unique_ptr<GroupLane>> GroupLane::Create(
     std::vector<Rank> ranks, const Options& options, const GroupLane* first) {
   auto out = std::unique_ptr<GroupLane>(new GroupLane);
@@ -35,18 +46,17 @@ absl::StatusOr<std::unique_ptr<GroupLane>> GroupLane::Create(
     queues.push_back(rank.queue.get());
     out->names_.push_back(rank.name);
   }
-  const int32_t hidden = first != nullptr
-                             ? first->group_->options().cols
-                             : ranks[0].weights->config.hidden_size;
-  ASSIGN_OR_RETURN(out->group_,
-                   DeviceGroup::Create(
-                       queues,
-                       {.rows_max = FilledRowsMax(options.each.rows_max,
-                                                  options.each.sequences_max),
-                        .cols = hidden,
-                        .lanes = options.lanes,
-                        .deadline = options.deadline,
-                        .exchange = options.exchange}));
+  const DeviceGroup::Options* of =
+      first != nullptr ? &first->group_->options() : nullptr;
+  DeviceGroup::Options exchanges = ExchangesOf(
+      static_cast<int32_t>(ranks.size()),
+      of != nullptr ? of->cols : ranks[0].weights->config.hidden_size,
+      of != nullptr ? of->columns.back() : ranks[0].weights->config.vocab_size,
+      options.each);
+  exchanges.lanes = options.lanes;
+  exchanges.deadline = options.deadline;
+  exchanges.exchange = options.exchange;
+  ASSIGN_OR_RETURN(out->group_, DeviceGroup::Create(queues, exchanges));
   for (size_t i = 0; i < ranks.size(); ++i) {
     DeviceDecoder::Options each = options.each;
     each.group = out->group_.get();

@@ -76,6 +76,13 @@ class GroupLane {
   absl::Status lost_;  // a rank that never came back
 };
 
+// What the ranks of a group for steps of at most so many rows and sequences
+// exchange, of a lane that is alone.
+kernels::DeviceGroup::Options ExchangesOf(int32_t ranks,
+                                          int32_t hidden,
+                                          int32_t vocab,
+                                          const DeviceDecoder::Options& each);
+
 // A rank that did not fail but waited for one that did.
 bool Waited(const absl::Status& status);
 

@@ -143,9 +143,7 @@ absl::StatusOr<DeviceWeights> MakeUp(const MadeUpModel& model,
   RETURN_IF_ERROR(
       maker.Table(table.layout, kernels::ViewOf(table), &out.embedding));
   RETURN_IF_ERROR(parts.Ones(c.hidden_size, &out.final_norm));
-  if (cut.head) {
-    RETURN_IF_ERROR(maker.Linears({{table.layout}}, "lm_head", &out.head));
-  }
+  RETURN_IF_ERROR(maker.Head({table.layout}, cut, &out.head));
   for (size_t i = 0; i < c.full_attention.size(); ++i) {
     RETURN_IF_ERROR(parts.Layer(i, &out.layers.emplace_back()));
   }

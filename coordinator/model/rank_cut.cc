@@ -97,6 +97,24 @@ absl::Status CheckRank(const RankConfig& rank) {
 
 }  // namespace
 
+std::vector<int32_t> HeadBounds(int32_t vocab, int32_t ranks) {
+  // Of a device matrix; FP8 blocks hold whole ones.
+  constexpr int32_t kTileRows = 16;
+  const int64_t tiles = (int64_t{vocab} + kTileRows - 1) / kTileRows;
+  std::vector<int32_t> out;
+  for (int64_t r = 0; r <= ranks; ++r) {
+    const int64_t first = (tiles * r + ranks - 1) / ranks;
+    out.push_back(
+        static_cast<int32_t>(std::min<int64_t>(first * kTileRows, vocab)));
+  }
+  return out;
+}
+
+int32_t LogitColumns(const RankCut& cut, int32_t vocab) {
+  return cut.tokens.begin == 0 ? vocab
+                               : static_cast<int32_t>(cut.tokens.size());
+}
+
 int32_t ColumnMultipleOf(const WeightLayout& down) {
   constexpr int32_t kPlain = 16;
   if (down.dtype == DType::kF8E4M3) return kFp8Block;
@@ -133,7 +151,9 @@ absl::StatusOr<RankCut> CutFor(const ModelConfig& config,
                               multiples.shared,
                               rank,
                               "columns of the shared expert"));
-  out.head = rank.rank == 0;
+  const std::vector<int32_t> bounds = HeadBounds(config.vocab_size, rank.ranks);
+  const auto own = static_cast<size_t>(rank.rank);
+  out.tokens = {bounds[own], bounds[own + 1]};
   const bool lone = rank.form == GroupForm::kLone;
   out.mixers = !lone || rank.rank == 0;
   if (!out.mixers) return out;

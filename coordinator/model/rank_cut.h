@@ -44,9 +44,16 @@ struct RankCut {
   Range key_heads, value_heads;  // of GDN
   Range columns;                 // of every routed expert
   Range shared_columns;          // of the shared one
-  bool mixers = true;            // this rank has any head
-  bool head = true;              // and the language model's head
+  Range tokens;                  // of the language model's head
+  bool mixers = true;            // this rank has any head of the two above
 };
+
+// The first token of each rank's part of the language model's head, and behind
+// the last one's, [ranks + 1]: in either form even parts of whole tiles, of
+// which ranks but the first may have none.
+std::vector<int32_t> HeadBounds(int32_t vocab, int32_t ranks);
+// Columns of a rank's logits: rank 0's own are the first of all.
+int32_t LogitColumns(const RankCut& cut, int32_t vocab);
 
 // Columns of experts' intermediate dimensions are cut at multiples of these.
 struct ColumnMultiples {

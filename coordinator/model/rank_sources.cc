@@ -113,6 +113,10 @@ absl::StatusOr<Source> PartOut(const GdnSources& from,
       from.out, cut.value_heads.Times(config.linear_value_head_dim), what);
 }
 
+absl::StatusOr<Source> PartOfHead(const Source& whole, const RankCut& cut) {
+  return CutRows(whole, cut.tokens);
+}
+
 absl::StatusOr<ExpertSources> PartOf(const ExpertSources& whole,
                                      const Range& columns,
                                      const std::string& what) {

@@ -45,6 +45,9 @@ absl::StatusOr<ExpertSources> PartOf(const ExpertSources& whole,
                                      const Range& columns,
                                      const std::string& what);
 
+// Rows of the language model's head.
+absl::StatusOr<Source> PartOfHead(const Source& whole, const RankCut& cut);
+
 // The channels of a GDN layer that a rank has, as ranges of the whole's.
 std::vector<Range> GdnChannels(const checkpoint::ModelConfig& config,
                                const RankCut& cut);

@@ -130,6 +130,33 @@ TEST_P(GroupFaults, ARankThatStallsIsNamed) {
   ExpectGreedy();
 }
 
+// The last that a rank does of a step is to send its part of the head.
+TEST_P(GroupFaults, ARankThatStallsInTheHeadIsNamed) {
+  const int32_t last = GetParam().where.ranks - 1;
+  const auto first = [&] {
+    return group_->runner->Greedy(FindGolden("len63").ids, 1);
+  };
+  const auto works = std::make_shared<std::atomic<int32_t>>(0);
+  kernels::host::StreamOf(group_->decoder->queue(last))->fault = [works] {
+    ++*works;
+    return absl::OkStatus();
+  };
+  ASSERT_TRUE(first().ok());
+  At(last, *works - 1, [] {
+    RealClock()->SleepUntil(RealClock()->Now() + kDeadline * 1.5);
+    return absl::OkStatus();
+  });
+  const auto got = first();
+  EXPECT_EQ(got.status().code(), absl::StatusCode::kUnavailable);
+  ExpectSays(got.status(),
+             "rank " + std::to_string(last) + " (device " +
+                 std::to_string(last) +
+                 ") did not come to the head's exchange within 3s; rank 0 "
+                 "waited for it");
+  EXPECT_TRUE(group_->decoder->Health().ok());
+  ExpectGreedy();
+}
+
 TEST_P(GroupFaults, ARankThatFailsIsNamed) {
   for (int32_t rank = 0; rank < GetParam().where.ranks; ++rank) {
     At(rank, 30, [] { return absl::ResourceExhaustedError("no room"); });

@@ -11,6 +11,7 @@
 #include "common/clock.h"
 #include "kernels/host/stream.h"
 #include "tests/parity/group/group_runner.h"
+#include "tests/parity/group/sampled.h"
 #include "tests/testing/golden.h"
 #include "tests/testing/seeded.h"
 
@@ -99,60 +100,12 @@ TEST_P(GroupMicroBatches, AreTheWholeStep) {
   EXPECT_GE(cut->decoder->steps_cut(), 7);
 }
 
-// Tokens of sequences with penalties, whose counts both lanes write.
-std::vector<int32_t> Sampled(GroupRunner& group) {
-  constexpr int32_t kCount = 4;
-  auto sampler = group.decoder->MakeSampler(kVocab);
-  EXPECT_TRUE(sampler.ok()) << sampler.status();
-  std::vector<ModelRunner::Sequence> sequences;
-  std::vector<int32_t> tokens(kCount), out;
-  for (int32_t s = 0; s < kCount; ++s) {
-    sequences.push_back(group.runner->Open(s));
-    const auto& ids = FindGolden("len63").ids;
-    const auto last = group.runner->Prefill(
-        &sequences[s], {ids.begin(), ids.begin() + 20 + 11 * s});
-    EXPECT_TRUE(last.ok()) << last.status();
-    tokens[s] = ArgMax(*last);
-    const std::vector<int32_t> counts(kVocab, 0);
-    EXPECT_TRUE((*sampler)->SetCounts(sequences[s].slot, counts).ok());
-  }
-  for (int32_t step = 0; step < 12; ++step) {
-    std::vector<kernels::SequenceRows> rows;
-    std::vector<kernels::DeviceSampling> how;
-    std::vector<int32_t> fed;
-    // Sequences change lanes: the first ones leave for a while.
-    for (int32_t s = step % 3; s < kCount; ++s) {
-      rows.push_back(
-          {.row_begin = static_cast<int32_t>(rows.size()),
-           .rows = 1,
-           .position = sequences[s].position++,
-           .cells = {},
-           .state_slot_in = sequences[s].slot,
-           .state_slots_out = std::span<const int32_t>(&sequences[s].slot, 1),
-           .kv_blocks = sequences[s].blocks});
-      how.push_back({.presence_penalty = 0.3f,
-                     .frequency_penalty = 1.5f,
-                     .counts_row = sequences[s].slot});
-      fed.push_back(tokens[s]);
-    }
-    std::vector<int32_t> next(fed.size());
-    const absl::Status status = (*sampler)->Run(
-        {rows, static_cast<int32_t>(rows.size())}, fed, how, next);
-    EXPECT_TRUE(status.ok()) << status;
-    for (size_t i = 0; i < next.size(); ++i) {
-      tokens[step % 3 + i] = next[i];
-    }
-    out.insert(out.end(), next.begin(), next.end());
-  }
-  return out;
-}
-
 TEST_P(GroupMicroBatches, ChooseTheSameTokens) {
   CONCLAVE_REQUIRE_GROUP(GetParam().where);
   const auto whole = Make(1);
   const auto cut = Make(2);
   ASSERT_TRUE(whole->decoder != nullptr && cut->decoder != nullptr);
-  EXPECT_EQ(Sampled(*cut), Sampled(*whole));
+  EXPECT_EQ(Sampled(*cut->runner, kVocab), Sampled(*whole->runner, kVocab));
   EXPECT_EQ(cut->decoder->steps_cut(), 12);
 }
 
@@ -160,7 +113,7 @@ TEST_P(GroupMicroBatches, AreTriedAndKeptByWhatTheyGain) {
   CONCLAVE_REQUIRE_GROUP(GetParam().where);
   const auto by_gain = Make(0);
   ASSERT_NE(by_gain->decoder, nullptr);
-  Sampled(*by_gain);
+  Sampled(*by_gain->runner, kVocab);
   // Both numbers were tried; which is kept depends on the machine.
   EXPECT_GE(by_gain->decoder->steps_cut(), 2);
   EXPECT_LT(by_gain->decoder->steps_cut(), 12);

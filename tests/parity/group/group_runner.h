@@ -22,6 +22,7 @@ struct GroupSetting {
   model::GroupForm form = model::GroupForm::kSymmetric;
   std::vector<int32_t> shares = {};
   int32_t micro_batches = 1;
+  uint64_t logit_bytes = model::kLogitBytes;
 
   std::string Name() const {
     std::string out =
@@ -117,7 +118,8 @@ struct GroupRunner {
         {.each = {.sizes = ModelRunner::Sizes(),
                   .rows_max = kRows,
                   .sequences_max = ModelRunner::kSequences,
-                  .exact = exact},
+                  .exact = exact,
+                  .logit_bytes = setting.logit_bytes},
          .form = setting.form,
          .exchange = setting.where.exchange,
          .deadline = deadline,

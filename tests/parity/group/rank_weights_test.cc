@@ -31,7 +31,7 @@ TEST(RankCut, SharesHeadsAndColumns) {
   config.moe_intermediate_size = 1024;
   config.shared_expert_intermediate_size = 1024;
   for (const int32_t ranks : {1, 2, 4, 8}) {
-    int64_t heads = 0, values = 0, columns = 0;
+    int64_t heads = 0, values = 0, columns = 0, tokens = 0;
     for (int32_t rank = 0; rank < ranks; ++rank) {
       const auto cut = CutFor(config, {rank, ranks}, {64, 64});
       ASSERT_TRUE(cut.ok()) << cut.status();
@@ -39,17 +39,43 @@ TEST(RankCut, SharesHeadsAndColumns) {
       EXPECT_EQ(cut->value_heads.begin, values);
       EXPECT_EQ(cut->columns.begin, columns);
       EXPECT_EQ(cut->columns.begin % 64, 0);
+      EXPECT_EQ(cut->tokens.begin, tokens);
+      EXPECT_EQ(cut->tokens.size(), config.vocab_size / ranks);
       heads = cut->heads.end;
       values = cut->value_heads.end;
       columns = cut->columns.end;
+      tokens = cut->tokens.end;
       // Query heads meet the KV head that they have in the whole model.
       EXPECT_EQ(cut->kv_heads.begin, cut->heads.begin / 16);
       EXPECT_EQ(cut->kv_heads.end, (cut->heads.end - 1) / 16 + 1);
-      EXPECT_EQ(cut->head, rank == 0);
     }
+    EXPECT_EQ(tokens, config.vocab_size);
     EXPECT_EQ(heads, 32);
     EXPECT_EQ(values, 64);
     EXPECT_EQ(columns, 1024);
+  }
+}
+
+TEST(RankCut, CutsTheHeadAtWholeTiles) {
+  using Bounds = std::vector<int32_t>;
+  EXPECT_EQ(HeadBounds(248320, 1), (Bounds{0, 248320}));
+  EXPECT_EQ(HeadBounds(248320, 2), (Bounds{0, 124160, 248320}));
+  EXPECT_EQ(HeadBounds(248320, 3), (Bounds{0, 82784, 165552, 248320}));
+  EXPECT_EQ(HeadBounds(1000, 4), (Bounds{0, 256, 512, 768, 1000}));
+  // Some have none, but never the first.
+  EXPECT_EQ(HeadBounds(40, 4), (Bounds{0, 16, 32, 40, 40}));
+  EXPECT_EQ(HeadBounds(17, 4), (Bounds{0, 16, 16, 17, 17}));
+  EXPECT_EQ(HeadBounds(5, 8), (Bounds{0, 5, 5, 5, 5, 5, 5, 5, 5}));
+  ModelConfig config = testing::TinyModel().config();
+  config.vocab_size = 17;
+  for (const GroupForm form : kForms) {
+    const auto cut = CutFor(config, {1, 4, form}, {16, 16});
+    ASSERT_TRUE(cut.ok()) << cut.status();
+    EXPECT_EQ(cut->tokens.size(), 0);
+    EXPECT_EQ(LogitColumns(*cut, 17), 0);
+    const auto first = CutFor(config, {0, 4, form}, {16, 16});
+    ASSERT_TRUE(first.ok()) << first.status();
+    EXPECT_EQ(LogitColumns(*first, 17), 17);
   }
 }
 
@@ -133,7 +159,14 @@ TEST(RankCut, NamesWhatCannotBeCut) {
   EXPECT_FALSE(CutFor(config, {0, 16}, {16, 16}).ok());
 }
 
-// Of matrices that only rank 0 or all ranks hold.
+uint64_t HeadBytes(const std::vector<DeviceWeights>& ranks) {
+  uint64_t sum = 0;
+  for (const DeviceWeights& w : ranks) {
+    for (const kernels::DeviceMatrix& part : w.head.parts) sum += part.bytes();
+  }
+  return sum;
+}
+
 uint64_t SumOf(const std::vector<DeviceWeights>& ranks) {
   uint64_t sum = 0;
   for (const DeviceWeights& w : ranks) sum += w.expert_bytes;
@@ -142,7 +175,7 @@ uint64_t SumOf(const std::vector<DeviceWeights>& ranks) {
 
 void ExpectBytesKnown(const checkpoint::Checkpoint& checkpoint) {
   for (const GroupForm form : kForms) {
-    uint64_t whole = 0;
+    uint64_t whole = 0, head = 0;
     for (const std::vector<int32_t>& shares :
          std::vector<std::vector<int32_t>>{{1}, {1, 1}, {1, 3}, {1, 1, 1, 1}}) {
       const auto ranks = static_cast<int32_t>(shares.size());
@@ -158,10 +191,12 @@ void ExpectBytesKnown(const checkpoint::Checkpoint& checkpoint) {
             LoadDeviceWeights(checkpoint, queue->get(), {.rank = who});
         ASSERT_TRUE(weights.ok()) << weights.status();
         EXPECT_EQ(*bytes, weights->dense_bytes + weights->expert_bytes);
-        EXPECT_EQ(weights->head.parts.empty(), rank > 0);
+        EXPECT_EQ(weights->head.parts.size(), 1);
         all.push_back(*std::move(weights));
       }
       if (ranks == 1) whole = SumOf(all);
+      if (ranks == 1) head = HeadBytes(all);
+      EXPECT_EQ(HeadBytes(all), head);
       // What is cut below 64 columns is filled up to them.
       EXPECT_GE(SumOf(all), whole);
       EXPECT_LE(SumOf(all), 2 * whole);

@@ -68,6 +68,30 @@ TEST_F(GpuPlanning, SymmetricSharesAreEven) {
   EXPECT_EQ(plan->caches.kv_blocks, 2 * 16);  // a context for each
 }
 
+// All weights are divided, or the same on both; rank 0 has room for all logits
+// and for choosing tokens, rank 1 for its half of them.
+TEST_F(GpuPlanning, TheHeadIsDivided) {
+  constexpr int32_t kRows = 66, kSequences = 2;
+  auto queue = kernels::DeviceQueue::Create(kernels::kHostDevice);
+  std::vector<model::DeviceNeeds> needs;
+  for (int32_t rank = 0; rank < 2; ++rank) {
+    const auto each =
+        model::DeviceNeedsOf(testing::TinyModel(),
+                             queue->get(),
+                             {.rows_max = kRows,
+                              .sequences_max = kSequences,
+                              .rank = {.rank = rank, .ranks = 2}});
+    ASSERT_TRUE(each.ok()) << each.status();
+    needs.push_back(*each);
+  }
+  EXPECT_EQ(needs[0].weights, needs[1].weights);
+  const auto vocab =
+      static_cast<uint64_t>(testing::TinyModel().config().vocab_size);
+  const uint64_t half = (kRows + 1) * vocab / 2 * sizeof(float);
+  const uint64_t counts = (kSequences + 1) * vocab * sizeof(int32_t);
+  EXPECT_GE(needs[0].arrays, needs[1].arrays + half + counts);
+}
+
 TEST_F(GpuPlanning, LoneSharesGoByMemory) {
   coordinator().set_group_form("lone");
   config_.mutable_limits()->set_kv_tokens(64);
@@ -83,7 +107,7 @@ TEST_F(GpuPlanning, LoneSharesGoByMemory) {
   EXPECT_EQ(plan->shares, (std::vector<int32_t>{3, 1}));
 }
 
-// What rank 0 has more to hold weighs four to five units: then the GPUs are
+// What rank 0 has more to hold weighs some five units: then the GPUs are
 // equally full, and a cache on top takes columns off rank 0.
 TEST_F(GpuPlanning, LoneSharesMakeRoomForTheCache) {
   coordinator().set_group_form("lone");
