@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "common/limits.h"
+#include "common/status_macros.h"
 
 ABSL_FLAG(std::string,
           gpus,
@@ -85,6 +86,26 @@ absl::StatusOr<kernels::GroupExchange> ParseExchange(const std::string& word) {
   if (word.empty() || word == "peer") return kernels::GroupExchange::kPeer;
   if (word == "nccl") return kernels::GroupExchange::kNccl;
   return absl::InvalidArgumentError("--group-exchange: peer or nccl");
+}
+
+absl::Status ApplyGroupFlags(v1::Coordinator* coordinator) {
+  v1::Coordinator& c = *coordinator;
+  if (const std::string form = absl::GetFlag(FLAGS_form); !form.empty()) {
+    c.set_group_form(form);
+  }
+  if (const std::string exchange = absl::GetFlag(FLAGS_group_exchange);
+      !exchange.empty()) {
+    c.set_group_exchange(exchange);
+  }
+  ASSIGN_OR_RETURN(const std::vector<int32_t> shares,
+                   ParseShares(absl::GetFlag(FLAGS_group_shares)));
+  if (!shares.empty()) {
+    c.mutable_group_shares()->Assign(shares.begin(), shares.end());
+  }
+  ASSIGN_OR_RETURN(const std::vector<int32_t> gpus,
+                   ParseGpus(absl::GetFlag(FLAGS_gpus)));
+  if (!gpus.empty()) c.mutable_gpus()->Assign(gpus.begin(), gpus.end());
+  return absl::OkStatus();
 }
 
 }  // namespace conclave::cli

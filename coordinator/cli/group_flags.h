@@ -6,7 +6,9 @@
 #include <vector>
 
 #include "absl/flags/declare.h"
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "conclave/v1/config.pb.h"
 #include "coordinator/model/rank_cut.h"
 #include "kernels/device_group.h"
 
@@ -32,5 +34,8 @@ absl::StatusOr<std::vector<int32_t>> ParseShares(const std::string& text);
 
 // "peer" (or empty), "nccl".
 absl::StatusOr<kernels::GroupExchange> ParseExchange(const std::string& word);
+
+// Puts those flags that are given into the coordinator's fields.
+absl::Status ApplyGroupFlags(v1::Coordinator* coordinator);
 
 }  // namespace conclave::cli

@@ -79,18 +79,7 @@ absl::Status Override(v1::ClusterConfig& config) {
   number(FLAGS_step_tokens, [&](auto v) { l.set_step_tokens(v); });
   number(FLAGS_kv_tokens, [&](auto v) { l.set_kv_tokens(v); });
   if (!absl::GetFlag(FLAGS_soft_switches)) c.set_soft_switches_off(true);
-  text(FLAGS_form, [&](const auto& v) { c.set_group_form(v); });
-  text(FLAGS_group_exchange, [&](const auto& v) { c.set_group_exchange(v); });
-  ASSIGN_OR_RETURN(const std::vector<int32_t> shares,
-                   ParseShares(absl::GetFlag(FLAGS_group_shares)));
-  if (!shares.empty()) {
-    c.mutable_group_shares()->Assign(shares.begin(), shares.end());
-  }
-  ASSIGN_OR_RETURN(const std::vector<int32_t> gpus,
-                   ParseGpus(absl::GetFlag(FLAGS_gpus)));
-  if (gpus.empty()) return absl::OkStatus();
-  c.mutable_gpus()->Assign(gpus.begin(), gpus.end());
-  return absl::OkStatus();
+  return ApplyGroupFlags(&c);
 }
 
 std::string ModelName(const v1::ClusterConfig& config) {
