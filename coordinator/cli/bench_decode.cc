@@ -12,6 +12,7 @@
 #include "common/limits.h"
 #include "common/status_macros.h"
 #include "common/version.h"
+#include "coordinator/cli/bench_over.h"
 #include "coordinator/cli/bench_shape.h"
 #include "coordinator/cli/deployment.h"
 #include "coordinator/cli/flags.h"
@@ -21,8 +22,10 @@
 ABSL_FLAG(std::string, bench_threads, "1,2", "compute threads, comma list");
 ABSL_FLAG(std::string,
           backends,
-          "cpu,cpu-plain",
-          "forms of the blocks to compare, comma list");
+          "",
+          "forms of the blocks to compare, comma list of cpu and cpu-plain; "
+          "empty: both; or cuda: steps as serve runs them, --over; with --over "
+          "one of the three, empty: as the configuration says");
 ABSL_FLAG(int32_t, steps, 64, "decode steps of one measurement");
 ABSL_FLAG(int32_t, prefill, 512, "tokens of the prefill measurement");
 ABSL_FLAG(std::string,
@@ -158,11 +161,13 @@ absl::StatusOr<std::vector<Case>> Cases(const v1::ClusterConfig& config) {
         "--micro-batches: without workers there is one; give --config with "
         "workers");
   }
+  const std::string backends = absl::GetFlag(FLAGS_backends);
   std::vector<Case> out;
   for (const auto& backend :
-       absl::StrSplit(absl::GetFlag(FLAGS_backends), ',')) {
+       absl::StrSplit(backends.empty() ? "cpu,cpu-plain" : backends, ',')) {
     if (backend != "cpu" && backend != "cpu-plain") {
-      return absl::InvalidArgumentError("--backends: cpu, cpu-plain");
+      return absl::InvalidArgumentError(
+          "--backends: cpu, cpu-plain, both, or cuda alone");
     }
     for (const int32_t t : threads) {
       for (const int32_t s : sequences) {
@@ -229,6 +234,7 @@ void Print(const v1::ClusterConfig& config, const std::vector<Case>& cases) {
 absl::Status Bench() {
   ASSIGN_OR_RETURN(const v1::ClusterConfig config, ConfigFromFlags());
   RETURN_IF_ERROR(UseProcessFlags(config.coordinator().simd()));
+  if (ComparesWays(config)) return BenchOver(config);
   ASSIGN_OR_RETURN(std::vector<Case> cases, Cases(config));
   std::vector<std::unique_ptr<Runner>> runners;
   for (const Case& c : cases) {
@@ -259,30 +265,32 @@ int Run(const std::vector<std::string>&) {
 }  // namespace
 
 Command BenchDecodeCommand() {
-  return {.name = "bench decode",
-          .summary = "Decode and prefill speed on this machine.",
-          .usage = "bench decode (--model DIR | --config FILE | --shape SHAPE)",
-          .examples =
-              "  conclave bench decode --model DIR\n"
-              "  conclave bench decode --model DIR --sequences 1,8,16 "
-              "--bench-threads 2 --backends cpu\n"
-              "  conclave bench decode --config cluster.yaml --backends cpu   "
-              "# its workers must run\n"
-              "  conclave bench decode --config cluster.yaml --backends cpu "
-              "--sequences 8 --micro-batches 1,2\n"
-              "  conclave bench decode --shape 122b-a10b --weights synthetic "
-              "--format mlx4 --batch 1,8,32 --context 16384   # on a GPU\n"
-              "  conclave bench decode --shape 397b-a17b --format mlx4 "
-              "--gpus 2 --form symmetric --batch 1,8,32 --context 16384\n",
-          .flags = {"model",         "config",         "sequences",
-                    "bench_threads", "backends",       "steps",
-                    "context",       "prefill",        "repeats",
-                    "shape",         "format",         "weights",
-                    "batch",         "layers",         "gpus",
-                    "form",          "group_exchange", "group_shares",
-                    "kv_dtype",      "gdn_state",      "micro_batches",
-                    "simd",          "activations",    "log_level"},
-          .run = Run};
+  return {
+      .name = "bench decode",
+      .summary = "Decode and prefill speed of a machine or a cluster.",
+      .usage = "bench decode (--model DIR | --config FILE | --shape SHAPE)",
+      .examples =
+          "  conclave bench decode --model DIR\n"
+          "  conclave bench decode --model DIR --sequences 1,8,16 "
+          "--bench-threads 2 --backends cpu\n"
+          "  conclave bench decode --config cluster.yaml --backends cpu   "
+          "# its workers must run\n"
+          "  conclave bench decode --config cluster.yaml --backends cpu "
+          "--sequences 8 --micro-batches 1,2\n"
+          "  conclave bench decode --config cluster.yaml --over "
+          "local,grpc,nccl --backends cuda --batch 1,8,32 --context 4096\n"
+          "  conclave bench decode --shape 122b-a10b --weights synthetic "
+          "--format mlx4 --batch 1,8,32 --context 16384   # on a GPU\n"
+          "  conclave bench decode --shape 397b-a17b --format mlx4 "
+          "--gpus 2 --form symmetric --batch 1,8,32 --context 16384\n",
+      .flags = {"model",       "config",    "sequences",      "bench_threads",
+                "backends",    "over",      "ready_s",        "steps",
+                "context",     "prefill",   "repeats",        "shape",
+                "format",      "weights",   "batch",          "layers",
+                "gpus",        "form",      "group_exchange", "group_shares",
+                "kv_dtype",    "gdn_state", "micro_batches",  "simd",
+                "activations", "log_level"},
+      .run = Run};
 }
 
 }  // namespace conclave::cli

@@ -5,8 +5,8 @@
 
 namespace conclave::cli {
 
-// Decode and prefill speed of a model on this machine; every row of the table
-// is taken in one run, interleaved.
+// Decode and prefill speed of a model on this machine or of a cluster; every
+// row of the table is taken in one run, interleaved.
 Command BenchDecodeCommand();
 
 }  // namespace conclave::cli

@@ -19,7 +19,10 @@
 #include "coordinator/cli/table.h"
 #include "coordinator/planner/shapes.h"
 
-ABSL_FLAG(std::string, batch, "1", "sequences of a step, comma list");
+ABSL_FLAG(std::string,
+          batch,
+          "",
+          "sequences of a step, comma list; empty: 1, with --over 1,8,32");
 ABSL_FLAG(std::string, prompt, "8192", "tokens of the prompt, comma list");
 
 ABSL_DECLARE_FLAG(std::string, shape);

@@ -52,8 +52,9 @@ absl::Status CheckLinked(const v1::ClusterConfig& config,
   if (!IsLinked(config)) return absl::OkStatus();
   if (backend == kernels::Backend::kCuda) return absl::OkStatus();
   return absl::InvalidArgumentError(
-      "exchange.over: nccl needs a GPU on the coordinator too: start it with "
-      "--backend cuda in a build with CUDA, or use exchange.over: grpc");
+      "exchange.over: nccl needs a GPU on the coordinator too: take the "
+      "backend cuda for it (serve: --backend, bench: --backends), in a build "
+      "with CUDA, or use exchange.over: grpc");
 }
 
 experts::LinkedOptions LinkedOptionsOf(const v1::ClusterConfig& config,

@@ -229,14 +229,15 @@ absl::StatusOr<ShapeBench> PrepareShape(int32_t sequences,
 ShapeSteps::ShapeSteps(int32_t sequences,
                        int32_t rows,
                        int32_t tokens,
-                       int32_t vocab)
+                       int32_t vocab,
+                       int32_t first)
     : vocab_(vocab) {
   const int32_t blocks =
       (tokens + limits::kKvBlockTokens - 1) / limits::kKvBlockTokens;
   for (int32_t s = 0; s < sequences; ++s) {
-    slots_.push_back(s);
+    slots_.push_back(first + s);
     blocks_.emplace_back(blocks);
-    std::iota(blocks_[s].begin(), blocks_[s].end(), s * blocks);
+    std::iota(blocks_[s].begin(), blocks_[s].end(), (first + s) * blocks);
     wanted_.push_back((s + 1) * rows - 1);
   }
   for (int32_t at = 0; rows > 1 && at < rows;) {
@@ -255,12 +256,13 @@ kernels::StepBatch ShapeSteps::At(int32_t position) {
                      .rows = rows,
                      .position = position,
                      .cells = cells_,
-                     .state_slot_in = position == 0 ? -1 : s,
+                     .state_slot_in = position == 0 ? -1 : slots_[s],
                      .state_slots_out = {&slots_[s], 1},
                      .kv_blocks = blocks_[s]};
     for (int32_t r = 0; r < rows; ++r) {
       // Far apart, so that routing differs from row to row.
-      const int64_t mixed = int64_t{s} * 7919 + (position + r) * 104729LL;
+      const int64_t mixed =
+          int64_t{slots_[s]} * 7919 + (position + r) * 104729LL;
       tokens_[static_cast<size_t>(s) * rows + r] =
           static_cast<int32_t>(mixed % vocab_);
     }

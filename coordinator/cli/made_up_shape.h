@@ -52,10 +52,16 @@ absl::StatusOr<ShapeBench> PrepareShape(int32_t sequences,
                                         int32_t tokens,
                                         int32_t rows_max);
 
-// Made-up tokens of `sequences` sequences with `rows` new rows each.
+// Made-up tokens of `sequences` sequences, from number `first` on, with `rows`
+// new rows each. A sequence has the same blocks, state slot and tokens in all
+// steps made for the same number of `tokens`.
 class ShapeSteps {
  public:
-  ShapeSteps(int32_t sequences, int32_t rows, int32_t tokens, int32_t vocab);
+  ShapeSteps(int32_t sequences,
+             int32_t rows,
+             int32_t tokens,
+             int32_t vocab,
+             int32_t first = 0);
   // The step whose first row stands at `position`; valid until the next call.
   kernels::StepBatch At(int32_t position);
   std::span<const int32_t> tokens() const { return tokens_; }
