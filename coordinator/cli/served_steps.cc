@@ -119,7 +119,7 @@ class Measurement {
         .sent_bytes = (after.sent - before.sent) / count,
         .received_bytes = (after.received - before.received) / count};
     std::sort(times.begin(), times.end());
-    out.tail_s = times[(times.size() - 1) * 9 / 10];
+    out.tail_s = times[(times.size() * 9 + 9) / 10 - 1];
     return out;
   }
 

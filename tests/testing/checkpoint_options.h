@@ -41,6 +41,7 @@ struct CheckpointOptions {
   int gdn_value_heads = 2;
   int gdn_key_dim = 16;   // per head
   int gdn_value_dim = 0;  // per head; 0: half of head_dim
+  int positions = 4096;
   DType dtype = DType::kBF16;
   bool fused = true;  // else three tensors per expert
   bool mtp = false;
@@ -88,7 +89,7 @@ inline std::string ConfigJson(const CheckpointOptions& o) {
          field("vocab_size", o.vocab) + field("hidden_size", o.hidden) +
          field("num_hidden_layers", o.layers) +
          field("full_attention_interval", 4) +
-         field("max_position_embeddings", 4096) +
+         field("max_position_embeddings", o.positions) +
          field("num_attention_heads", o.heads) +
          field("num_key_value_heads", o.kv_heads) +
          field("head_dim", o.head_dim) +

@@ -149,6 +149,22 @@ TEST_F(ServedSteps, AreTimedOneByOne) {
               ElementsAre("4 prompts of 200 tokens", "batch 1", "batch 4"));
 }
 
+// Of one step, or of two, it is the slowest.
+TEST_F(ServedSteps, NineOfTenAreNoSlowerThanTheTail) {
+  options_.batches = {1};
+  options_.repeats = 1;
+  for (const int32_t steps : {1, 2, 9, 10, 11}) {
+    options_.steps = steps;
+    TimedDecoder decoder(&clock_, &metrics_, ServedCaches(options_));
+    const auto got = MeasureServed(&decoder, options_);
+    ASSERT_TRUE(got.ok()) << got.status();
+    // Three steps of prompts and three to warm up came before; the fourth of
+    // these is the tenth.
+    const bool slow = steps >= 4 && steps < 10;
+    EXPECT_DOUBLE_EQ(got->batches[0].tail_s, slow ? 0.051 : 0.001) << steps;
+  }
+}
+
 // One to warm up, then of each sequence 128 and 72 rows: chunks are whole
 // cells.
 TEST_F(ServedSteps, BeginWithPromptsInChunks) {
