@@ -1,8 +1,10 @@
 #!/usr/bin/env python3
 """Real programs on GPUs whose rows travel by NCCL, against the same by gRPC:
 the same greedy text; workers that are killed or stopped are named, and take
-part again. Needs a GPU per process, or with `--one-gpu` one for all, which
-NCCL then takes for hosts of their own.
+part again; and NCCL says that it goes the way that was asked for (nccl_log.py):
+by pointers to the other process's memory, or over a network. Needs a GPU per
+process, or with `--one-gpu` one for all, which NCCL then takes for hosts of
+their own.
 
     CONCLAVE_BIN=build/cuda/bin tests/gpu/workers_over_nccl.py
 
@@ -23,6 +25,8 @@ import time
 import urllib.error
 import urllib.request
 
+import nccl_log
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 BIN = pathlib.Path(os.environ.get("CONCLAVE_BIN", ROOT / "build/cuda/bin"))
 MODEL = ROOT / "deploy/models/qwen3.5-moe-tiny"
@@ -31,10 +35,13 @@ PATIENCE_S = 120  # a guard against hangs, no measure
 SKIPPED = 77
 BACKEND = "cuda"
 
-# What NCCL is told beside its defaults.
+# What NCCL is told beside its defaults, how its channels then go, and whether
+# faults are tried.
 WAYS = {
-    "defaults": {},
-    "sockets": {"NCCL_P2P_DISABLE": "1", "NCCL_SHM_DISABLE": "1"},
+    "defaults": ({}, nccl_log.POINTERS, True),
+    "no cuMem": ({"NCCL_CUMEM_ENABLE": "0"}, ("P2P/IPC",), False),
+    "sockets": ({"NCCL_P2P_DISABLE": "1", "NCCL_SHM_DISABLE": "1"},
+                nccl_log.NETWORK, True),
 }
 
 
@@ -81,7 +88,8 @@ class Cluster:
             arguments += ["--gpu", 0 if self.one_gpu else rank]
         if rank > 0:
             arguments += ["--name", name]
-        environment = {**os.environ, **self.environment}
+        environment = {**os.environ, **self.environment,
+                       **nccl_log.environment(self.folder, name)}
         if self.one_gpu:
             environment["NCCL_HOSTID"] = f"conclave-{rank}"
         with open(self.folder / f"{name}.log", "ab") as out:
@@ -159,33 +167,47 @@ def expect_named(answer, name):
     print("  ", reply["error"]["message"])
 
 
+def try_faults(cluster, want):
+    """Kills, then stops the last worker."""
+    last = f"w{cluster.workers - 1}"
+    for number in (signal.SIGKILL, signal.SIGSTOP):
+        print(f"   {last} gets {number.name}")
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(cluster.complete, PROMPTS[0], 1400)
+            time.sleep(1)
+            cluster.programs[last].send_signal(number)
+            expect_named(answer.result(), last)
+        if number == signal.SIGKILL:
+            cluster.programs[last].wait(PATIENCE_S)
+            expect_named(cluster.complete(PROMPTS[0]), last)
+            cluster.start(last)
+        else:
+            cluster.programs[last].send_signal(signal.SIGCONT)
+        cluster.wait_ready()
+        # What was queued while it was away may still end in an error.
+        end = time.monotonic() + PATIENCE_S
+        while cluster.complete(PROMPTS[0], 1)[0] != 200:
+            assert time.monotonic() < end, "no step works again"
+        assert cluster.texts() == want
+
+
 def check(way, folder, workers, one_gpu):
+    """Returns a cell of the table: NCCL's channels."""
+    environment, expected, faults = WAYS[way]
     folder.mkdir()
     with Cluster(folder, "grpc", workers, one_gpu, {}) as cluster:
         want = cluster.texts()
     over = "nccl" if BACKEND == "cuda" else "grpc"
-    with Cluster(folder, over, workers, one_gpu, WAYS[way]) as cluster:
+    with Cluster(folder, over, workers, one_gpu, environment) as cluster:
         assert cluster.texts() == want
-        last = f"w{workers - 1}"
-        for number in (signal.SIGKILL, signal.SIGSTOP):
-            print(f"   {last} gets {number.name}")
-            with concurrent.futures.ThreadPoolExecutor(1) as pool:
-                answer = pool.submit(cluster.complete, PROMPTS[0], 1400)
-                time.sleep(1)
-                cluster.programs[last].send_signal(number)
-                expect_named(answer.result(), last)
-            if number == signal.SIGKILL:
-                cluster.programs[last].wait(PATIENCE_S)
-                expect_named(cluster.complete(PROMPTS[0]), last)
-                cluster.start(last)
-            else:
-                cluster.programs[last].send_signal(signal.SIGCONT)
-            cluster.wait_ready()
-            # What was queued while it was away may still end in an error.
-            end = time.monotonic() + PATIENCE_S
-            while cluster.complete(PROMPTS[0], 1)[0] != 200:
-                assert time.monotonic() < end, "no step works again"
-            assert cluster.texts() == want
+        if faults:
+            try_faults(cluster, want)
+    if BACKEND != "cuda":
+        return "-"
+    # Processes on one GPU pass for hosts.
+    found = nccl_log.check(nccl_log.read(folder), 1 + workers,
+                           nccl_log.NETWORK if one_gpu else expected)
+    return nccl_log.table_cell(found)
 
 
 def main():
@@ -202,12 +224,15 @@ def main():
         return 1 if required >= needed else SKIPPED
     most = 2 if arguments.one_gpu else min(2, there - 1)
     workers = arguments.workers or most
+    cells = {}
     with tempfile.TemporaryDirectory() as folder:
         for way in WAYS:
             print(f"{way}: {workers} workers", flush=True)
-            check(way, pathlib.Path(folder) / way, workers,
-                  arguments.one_gpu)
-    print("the same text by gRPC and by NCCL")
+            cells[way] = check(way, pathlib.Path(folder) / way, workers,
+                               arguments.one_gpu)
+    print("\nthe same text by gRPC and by NCCL, whose channels were\n")
+    for way, cell in cells.items():
+        print(f"{way:<8}  {cell}")
     return 0
 
 
