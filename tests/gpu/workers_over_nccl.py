@@ -2,9 +2,9 @@
 """Real programs on GPUs whose rows travel by NCCL, against the same by gRPC:
 the same greedy text; workers that are killed or stopped are named, and take
 part again; and NCCL says that it goes the way that was asked for (nccl_log.py):
-by pointers to the other process's memory, or over a network. Needs a GPU per
-process, or with `--one-gpu` one for all, which NCCL then takes for hosts of
-their own.
+by pointers to the other process's memory, or over a network. Ends with `bench
+decode --over local,grpc,nccl` on the same workers. Needs a GPU per process, or
+with `--one-gpu` one for all, which NCCL then takes for hosts of their own.
 
     CONCLAVE_BIN=build/cuda/bin tests/gpu/workers_over_nccl.py
 
@@ -88,14 +88,34 @@ class Cluster:
             arguments += ["--gpu", 0 if self.one_gpu else rank]
         if rank > 0:
             arguments += ["--name", name]
-        environment = {**os.environ, **self.environment,
-                       **nccl_log.environment(self.folder, name)}
-        if self.one_gpu:
-            environment["NCCL_HOSTID"] = f"conclave-{rank}"
         with open(self.folder / f"{name}.log", "ab") as out:
             self.programs[name] = subprocess.Popen(
                 [str(a) for a in arguments], cwd=ROOT, stdout=out, stderr=out,
-                env=environment)
+                env=self.environment_of(name, rank))
+
+    def environment_of(self, name, rank):
+        out = {**os.environ, **self.environment,
+               **nccl_log.environment(self.folder, name)}
+        if self.one_gpu:
+            out["NCCL_HOSTID"] = f"conclave-{rank}"
+        return out
+
+    def bench(self, ways):
+        """Takes the coordinator's place; returns what it prints."""
+        self.programs["coordinator"].terminate()
+        self.programs["coordinator"].wait(PATIENCE_S)
+        reply = subprocess.run(
+            [str(BIN / "conclave"), "bench", "decode", "--config",
+             str(self.config), "--over", ways, "--backends", BACKEND,
+             "--batch", "1,4", "--context", "100"], cwd=ROOT,
+            env=self.environment_of("coordinator", 0), capture_output=True,
+            text=True, timeout=PATIENCE_S, check=False)
+        assert reply.returncode == 0, reply.stderr[-3000:]
+        # A row of each way and batch, and one of its prompts.
+        rows = [line.split()[0] for line in reply.stdout.splitlines() if line]
+        for way in ways.split(","):
+            assert rows.count(way) == 3, reply.stdout
+        return reply.stdout
 
     def __enter__(self):
         for i in range(self.workers):
@@ -202,6 +222,8 @@ def check(way, folder, workers, one_gpu):
         assert cluster.texts() == want
         if faults:
             try_faults(cluster, want)
+        ways = ["local", "grpc"] + ["nccl"] * (over == "nccl")
+        print(cluster.bench(",".join(ways)), flush=True)
     if BACKEND != "cuda":
         return "-"
     # Processes on one GPU pass for hosts.
