@@ -185,6 +185,15 @@ absl::Status Measure(ServedOptions options, Way* way) {
   return absl::OkStatus();
 }
 
+// Sequences that both would go on with the same token.
+int32_t Agreeing(const ServedBatch& a, const ServedBatch& b) {
+  int32_t out = 0;
+  for (size_t i = 0; i < a.tokens.size(); ++i) {
+    out += a.tokens[i] == b.tokens[i] ? 1 : 0;
+  }
+  return out;
+}
+
 std::vector<std::string> RowOf(const Way& way,
                                const ServedBatch& f,
                                const ServedBatch& first) {
@@ -199,7 +208,8 @@ std::vector<std::string> RowOf(const Way& way,
           Fixed(first.step_s / f.step_s, 2),
           waits ? Fixed(1e3 * f.exchange_s, 3) : "-",
           travels ? Fixed(f.sent_bytes / 1e6, 3) : "-",
-          travels ? Fixed(f.received_bytes / 1e6, 3) : "-"};
+          travels ? Fixed(f.received_bytes / 1e6, 3) : "-",
+          absl::StrCat(Agreeing(f, first), " of ", f.batch)};
 }
 
 void Print(const v1::ClusterConfig& config,
@@ -218,7 +228,8 @@ void Print(const v1::ClusterConfig& config,
                                                  "x first",
                                                  "exchange ms",
                                                  "MB sent",
-                                                 "MB received"}};
+                                                 "MB received",
+                                                 "same token"}};
   for (size_t b = 0; b < options.batches.size(); ++b) {
     const ServedBatch& first = ways[0].figures.batches[b];
     for (const Way& way : ways) {

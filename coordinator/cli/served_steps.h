@@ -38,6 +38,9 @@ struct ServedBatch {
   double exchange_s = 0;  // planning, handing over and waiting
   double sent_bytes = 0;
   double received_bytes = 0;
+  // Likeliest after the first step, of each sequence: the same for all that
+  // compute the same model, but for rounding.
+  std::vector<int32_t> tokens = {};
 };
 
 struct ServedFigures {

@@ -50,6 +50,7 @@ def test_ways_are_compared_in_one_table(workers):
         assert float(row["ms/step"]) > 0
         assert float(row["tok/s"]) == pytest.approx(
             1000 * int(row["batch"]) / float(row["ms/step"]), rel=0.01)
+        assert row["same token"] == f"{row['batch']} of {row['batch']}"
         travels = row["over"] == "grpc"
         for what in ("exchange ms", "MB sent", "MB received"):
             assert (row[what] == "-") != travels, row

@@ -3,8 +3,10 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <set>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "coordinator/cli/served_steps.h"
 #include "tests/parity/link/linked_cluster.h"
@@ -60,6 +62,22 @@ TEST_F(LinkedBench, CountsWhatTravelsInAStep) {
   }
   EXPECT_EQ(got->prompts, 4);
   EXPECT_GT(got->prompt_tokens_s, 0);
+}
+
+// The same steps by frames go on with the same tokens.
+TEST_F(LinkedBench, ComputesWhatFramesCompute) {
+  const auto got = Measure();
+  ASSERT_TRUE(got.ok()) << got.status();
+  LinkedCluster framed({.name = "frames", .over_grpc = true});
+  ASSERT_NO_FATAL_FAILURE(framed.Up());
+  const auto want = cli::MeasureServed(&framed.runner->decoder(), options_);
+  ASSERT_TRUE(want.ok()) << want.status();
+  const std::vector<int32_t>& four = want->batches[1].tokens;
+  ASSERT_EQ(four.size(), 4u);
+  EXPECT_GT((std::set<int32_t>(four.begin(), four.end()).size()), 1u);
+  for (size_t i = 0; i < options_.batches.size(); ++i) {
+    EXPECT_EQ(got->batches[i].tokens, want->batches[i].tokens) << i;
+  }
 }
 
 TEST_F(LinkedBench, NamesAWorkerThatIsLost) {

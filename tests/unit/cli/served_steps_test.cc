@@ -44,6 +44,9 @@ class TimedDecoder final : public model::Decoder {
     exchange_.Waited(absl::Microseconds(batch.rows * 200));
     exchange_.Sent(static_cast<size_t>(batch.rows) * 10);
     logits_.assign(logit_rows.size() * kVocab, logit);
+    for (size_t i = 0; i < logit_rows.size(); ++i) {
+      logits_[i * kVocab + static_cast<size_t>(steps_) + i] = logit + 1;
+    }
     return model::StepOutput{.logits = logits_, .hidden = {}};
   }
   absl::StatusOr<std::unique_ptr<model::StepSampler>> MakeSampler(
@@ -141,6 +144,9 @@ TEST_F(ServedSteps, AreTimedOneByOne) {
     // Three to warm up.
     EXPECT_EQ(decoder_->decoded[f.batch], 3 + 30);
   }
+  // One step and eight are prompts; three warm up, 30 are timed.
+  EXPECT_THAT(got->batches[0].tokens, ElementsAre(10));
+  EXPECT_THAT(got->batches[1].tokens, ElementsAre(43, 44, 45, 46));
   EXPECT_EQ(got->batches[0].batch, 1);
   EXPECT_EQ(got->batches[1].batch, 4);
   EXPECT_EQ(*decoder_->positions.begin(), 200);
