@@ -35,9 +35,9 @@ class LinkedBench : public ::testing::Test {
   Metrics metrics_;
   LinkedCluster cluster_{{.name = "bench"}};
   cli::ServedOptions options_ = {.batches = {1, 4},
-                                 .context = 70,
-                                 .steps = 3,
-                                 .repeats = 2,
+                                 .context = 9,
+                                 .steps = 2,
+                                 .repeats = 1,
                                  .chunk_rows = 64,
                                  .vocab = TinyModel().config().vocab_size,
                                  .clock = RealClock(),
