@@ -113,7 +113,7 @@ class DeviceDecoder final : public Decoder {
     kExperts = 32,  // routed and shared
     kHead = 64,
     kSample = 128,
-    kExchange = 256,  // of a group; else norms add this rank's part alone
+    kExchange = 256,  // of a group; else a rank goes on with its part alone
     kAll = 511,
   };
   // Device time of one such step, seconds, as the mean of `repeats` replays;
