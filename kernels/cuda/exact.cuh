@@ -104,6 +104,8 @@ __global__ void ExactProduct(ProductArgs p) {
   for (int unit = 0; unit < p.m.units; ++unit) {
     ExactUnit<F, R>(p, group, x, tile, unit, total);
   }
+  const Places<R> places =
+      U == Use::kGateUp ? Places<R>{} : PlacesAt<R>(p, tile);
   const int lane = threadIdx.x % kLanes;
 #pragma unroll
   for (int n = 0; n < kExactRows; ++n) {
@@ -117,7 +119,7 @@ __global__ void ExactProduct(ProductArgs p) {
         sum[r] += __shfl_xor_sync(0xffffffffu, sum[r], 2);
       }
       if (lane % 4 == 0 && n < group.count) {
-        Store<U, R>(p, group.first + n, tile, lane / 4 + 8 * half, sum);
+        Store<U, R>(p, group.first + n, tile, lane / 4 + 8 * half, sum, places);
       }
     }
   }

@@ -17,12 +17,14 @@ inline constexpr int kBlocksOf =
     N == 1 ? (R == 2 && F != DeviceFormat::kBf16 ? kSmallBlocks : 4)
            : (N == 2 ? kBlocksOf16Rows : kBlocksOf32Rows);
 
-// Adds up what the warps have, in their order, and writes it.
+// Adds up what the warps have, in their order, and writes it. place: where lane
+// r's tile goes.
 template <Use U, int R, int N>
 __device__ __forceinline__ void Finish(const ProductArgs& p,
                                        const RowGroup& group,
                                        int tile,
                                        const float (&total)[R][N][4],
+                                       int2 place,
                                        float* shared) {
   const int warps = blockDim.x / kLanes;
   const int warp = threadIdx.x / kLanes;
@@ -39,6 +41,12 @@ __device__ __forceinline__ void Finish(const ProductArgs& p,
       }
     }
   }
+  Places<R> places;
+#pragma unroll
+  for (int r = 0; r < R; ++r) {
+    places.of[r] = {__shfl_sync(0xffffffffu, place.x, r),
+                    __shfl_sync(0xffffffffu, place.y, r)};
+  }
   __syncthreads();
   for (int i = threadIdx.x; i < kValues; i += blockDim.x) {
     const int lane = i % kLanes;
@@ -54,7 +62,7 @@ __device__ __forceinline__ void Finish(const ProductArgs& p,
         sum[r] += shared[(w * R + r) * kValues + i];
       }
     }
-    Store<U, R>(p, group.first + column, tile, row, sum);
+    Store<U, R>(p, group.first + column, tile, row, sum, places);
   }
 }
 
@@ -89,7 +97,10 @@ __global__ void __launch_bounds__(kWarpsMax* kLanes, kBlocksOf<F, R, N>)
       shared + warp * Work::kStages * Work::Ring::kSlotBytes);
   ring.Begin();
   // Needed at the very end.
-  if (U != Use::kGateUp) Touch(p.m.places + tile);
+  int2 place = {};
+  if (U != Use::kGateUp && lane < R && tile + lane < p.m.tiles) {
+    place = p.m.places[tile + lane];
+  }
   if (U != Use::kGateUp) WaitForKernelBefore();
   if (!kDense) LetNextKernelBegin();
   RowPointers<N> x, low;
@@ -106,7 +117,8 @@ __global__ void __launch_bounds__(kWarpsMax* kLanes, kBlocksOf<F, R, N>)
   }
   Work work{ring, x, low};
   work.Run(begin, end);
-  Finish<U, R, N>(p, group, tile, work.total, reinterpret_cast<float*>(shared));
+  Finish<U, R, N>(
+      p, group, tile, work.total, place, reinterpret_cast<float*>(shared));
 }
 
 }  // namespace conclave::kernels::cuda

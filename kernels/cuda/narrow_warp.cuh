@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include "kernels/cuda/row_values.cuh"
 #include "kernels/cuda/weight_ring.cuh"
 
 // What one warp does of a product of few rows: R tiles of weight rows by 8 N
@@ -12,18 +13,6 @@ template <int R, int N>
 struct Sums {
   float of[R][N][4];
   float rows[N][4];  // of x alone, the same in every weight row
-};
-
-template <int N>
-struct RowPointers {
-  // What this lane reads of unit 0; null: no such row.
-  const __nv_bfloat16* at[N];
-};
-
-// Rows of x at the columns of a unit: 8 numbers per half.
-template <int N>
-struct RowValues {
-  uint4 of[N][2] = {};
 };
 
 template <DeviceFormat F, int R, int N, bool WithLow>
@@ -41,37 +30,6 @@ struct Narrow {
   const RowPointers<N>& x;
   const RowPointers<N>& low;
   float total[R][N][4] = {};
-
-  // Rows that are not there stay what they are, zero.
-  static __device__ __forceinline__ void FetchRows(const RowPointers<N>& x,
-                                                   int unit,
-                                                   RowValues<N>& out) {
-#pragma unroll
-    for (int n = 0; n < N; ++n) {
-      if (x.at[n] == nullptr) continue;
-      const auto* from =
-          reinterpret_cast<const uint4*>(x.at[n] + unit * kUnitCols);
-      out.of[n][0] = from[0];
-      out.of[n][1] = from[4];
-    }
-  }
-
-  // Lines of the first units, all at once: one by one each would be waited for.
-  static __device__ __forceinline__ void TouchRows(const RowPointers<N>& x,
-                                                   int begin,
-                                                   int end) {
-    constexpr int kRowLanes = 4, kLines = 4;
-#pragma unroll
-    for (int n = 0; n < N; ++n) {
-      if (x.at[n] == nullptr) continue;
-#pragma unroll
-      for (int i = 0; i < kLines; ++i) {
-        const int unit = begin + 1 + i * kRowLanes +
-                         static_cast<int>(threadIdx.x) % kRowLanes;
-        if (unit < end) Touch(x.at[n] + unit * kUnitCols);
-      }
-    }
-  }
 
   __device__ __forceinline__ void Scale(int half, const Sums<R, N>& sums) {
     // Codes came as 128 + q, those of 8 bits as two planes of that.

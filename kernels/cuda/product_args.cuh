@@ -80,11 +80,30 @@ __device__ __forceinline__ float SiluTimes(float gate, float up) {
   return gate / (1.0f + __expf(-gate)) * up;
 }
 
+// Where the rows of R tiles go: places[tile] and on, but for kGateUp.
+template <int R>
+struct Places {
+  int2 of[R];
+};
+template <int R>
+__device__ __forceinline__ Places<R> PlacesAt(const ProductArgs& p, int tile) {
+  Places<R> out = {};
+#pragma unroll
+  for (int r = 0; r < R; ++r) {
+    if (tile + r < p.m.tiles) out.of[r] = p.m.places[tile + r];
+  }
+  return out;
+}
+
 // sum[R]: what row `row` of tiles `tile` to tile + R - 1 gives for a row of x;
 // `at` is where that goes. kGateUp: tiles are gate and up in turn.
 template <Use U, int R>
-__device__ __forceinline__ void Store(
-    const ProductArgs& p, int at, int tile, int row, const float (&sum)[R]) {
+__device__ __forceinline__ void Store(const ProductArgs& p,
+                                      int at,
+                                      int tile,
+                                      int row,
+                                      const float (&sum)[R],
+                                      const Places<R>& places) {
   const int64_t line = static_cast<int64_t>(at) * p.out_stride;
   if constexpr (U == Use::kGateUp) {
 #pragma unroll
@@ -104,7 +123,7 @@ __device__ __forceinline__ void Store(
 #pragma unroll
     for (int r = 0; r < R; ++r) {
       if (tile + r >= p.m.tiles) break;
-      const int2 place = p.m.places[tile + r];
+      const int2 place = places.of[r];
       if (row < place.y) out[line + place.x + row] = sum[r];
     }
   }

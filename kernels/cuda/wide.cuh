@@ -154,6 +154,8 @@ __global__ void __launch_bounds__(kWideWarps* kLanes, 1)
         total);
     weights = next;
   }
+  const Places<2> places =
+      U == Use::kGateUp ? Places<2>{} : PlacesAt<2>(p, tile);
 #pragma unroll
   for (int n = 0; n < 8; ++n) {
 #pragma unroll
@@ -161,7 +163,8 @@ __global__ void __launch_bounds__(kWideWarps* kLanes, 1)
       const int column = row0 + n * 8 + 2 * (lane % 4) + v % 2;
       if (column >= group.count || tile >= p.m.tiles) continue;
       const float sum[2] = {total[0][n][v], total[1][n][v]};
-      Store<U, 2>(p, group.first + column, tile, lane / 4 + 8 * (v / 2), sum);
+      Store<U, 2>(
+          p, group.first + column, tile, lane / 4 + 8 * (v / 2), sum, places);
     }
   }
 }

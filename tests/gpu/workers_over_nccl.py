@@ -38,10 +38,11 @@ BACKEND = "cuda"
 # What NCCL is told beside its defaults, how its channels then go, and whether
 # faults are tried.
 WAYS = {
-    "defaults": ({}, nccl_log.POINTERS, True),
-    "no cuMem": ({"NCCL_CUMEM_ENABLE": "0"}, ("P2P/IPC",), False),
+    "defaults": ({}, nccl_log.POINTERS, "f32", True),
+    "rounded": ({}, nccl_log.POINTERS, "int8", False),
+    "no cuMem": ({"NCCL_CUMEM_ENABLE": "0"}, ("P2P/IPC",), "f32", False),
     "sockets": ({"NCCL_P2P_DISABLE": "1", "NCCL_SHM_DISABLE": "1"},
-                nccl_log.NETWORK, True),
+                nccl_log.NETWORK, "f32", True),
 }
 
 
@@ -63,7 +64,8 @@ def gpus():
 class Cluster:
     """A coordinator on the first GPU, workers on the next ones."""
 
-    def __init__(self, folder, over, workers, one_gpu, environment):
+    def __init__(self, folder, over, workers, one_gpu, environment,
+                 activations):
         self.folder, self.workers, self.one_gpu = folder, workers, one_gpu
         self.environment = environment
         self.port = free_port()
@@ -74,7 +76,7 @@ class Cluster:
         self.config.write_text(
             f"model: {MODEL}\n"
             f"coordinator:\n  listen: 127.0.0.1:{self.port}\n"
-            f"  activations: f32\n"
+            f"  activations: {activations}\n"
             f"workers:\n{listed}"
             f"exchange:\n  over: {over}\n"
             f"deadlines:\n  exchange_s: 3\n  connect_s: 30\n")
@@ -213,12 +215,14 @@ def try_faults(cluster, want):
 
 def check(way, folder, workers, one_gpu):
     """Returns a cell of the table: NCCL's channels."""
-    environment, expected, faults = WAYS[way]
+    environment, expected, activations, faults = WAYS[way]
     folder.mkdir()
-    with Cluster(folder, "grpc", workers, one_gpu, {}) as cluster:
+    with Cluster(folder, "grpc", workers, one_gpu, {},
+                 activations) as cluster:
         want = cluster.texts()
     over = "nccl" if BACKEND == "cuda" else "grpc"
-    with Cluster(folder, over, workers, one_gpu, environment) as cluster:
+    with Cluster(folder, over, workers, one_gpu, environment,
+                 activations) as cluster:
         assert cluster.texts() == want
         if faults:
             try_faults(cluster, want)
