@@ -67,7 +67,7 @@ fi
 say "fuzz: build (clang)"; build fuzz fuzzers
 say "fuzz: ${CONCLAVE_FUZZ_SECONDS:-30} s each"; check fuzz -j 2
 say "tsan: build the tests labelled concurrency"; build tsan concurrency_tests
-say "tsan: tests"; check tsan
+say "tsan: tests"; check tsan -j 2
 if command -v nvcc >/dev/null || [ -x /usr/local/cuda/bin/nvcc ]; then
   # One architecture, except in --full: kernels take a minute each to compile.
   [ $mode = full ] || options=-DCMAKE_CUDA_ARCHITECTURES=90a-real

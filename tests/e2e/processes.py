@@ -1,6 +1,7 @@
 """Starts and stops the real programs, every wait with an end."""
 import os
 import pathlib
+import random
 import re
 import signal
 import socket
@@ -23,13 +24,26 @@ SANITIZED = "/asan/" in CONCLAVE or "/tsan/" in CONCLAVE
 PATIENCE_S = 600 if SANITIZED else 60
 
 
+# Below the ports that the system gives to other tests that run meanwhile.
+PORTS = range(20000, 32000)
+
+
 def free_ports(count):
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
+    sockets = []
+    for port in random.sample(PORTS, len(PORTS)):
+        one = socket.socket()
+        try:
+            one.bind(("127.0.0.1", port))
+        except OSError:
+            one.close()
+            continue
+        sockets.append(one)
+        if len(sockets) == count:
+            break
     ports = [one.getsockname()[1] for one in sockets]
     for one in sockets:
         one.close()
+    assert len(ports) == count, f"too few free ports in {PORTS}"
     return ports
 
 
