@@ -45,18 +45,6 @@ __device__ __forceinline__ void CopyAsync(uint32_t to,
       "n"(Bytes),
       "r"(static_cast<int>(copies)));
 }
-// Brings `bytes`, a multiple of 16, from a 16-byte aligned place into the
-// second cache, where the device can (Hopper on).
-__device__ __forceinline__ void BringNear(const void* from, int bytes) {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from),
-               "r"(bytes));
-#endif
-}
-// Brings the line of `from` into the first cache.
-__device__ __forceinline__ void Touch(const void* from) {
-  asm volatile("prefetch.global.L1 [%0];" ::"l"(from));
-}
 __device__ __forceinline__ void CommitCopies() {
   asm volatile("cp.async.commit_group;");
 }

@@ -62,6 +62,35 @@ std::vector<Received> ReceivedBy(const DeviceGroup::Impl& group, int32_t rows) {
   return out;
 }
 
+// A connection between two ranks is made by what first goes over it, which
+// cannot be recorded: a number of each rank to rank 0.
+absl::Status Greet(DeviceGroup::Impl* group) {
+  auto& first = group->ranks[0];
+  RETURN_IF_ERROR(FromNccl(Nccl().group_start(), "beginning to connect"));
+  absl::Status status;
+  for (size_t i = 1; i < group->ranks.size(); ++i) {
+    auto& rank = group->ranks[i];
+    status.Update(
+        FromNccl(Nccl().send(rank.part.as<float>(),
+                             1,
+                             ncclFloat32,
+                             0,
+                             static_cast<ncclComm_t>(rank.comm),
+                             static_cast<cudaStream_t>(rank.queue->stream())),
+                 "sending"));
+    status.Update(FromNccl(
+        Nccl().receive(first.part.as<float>(),
+                       1,
+                       ncclFloat32,
+                       static_cast<int>(i),
+                       static_cast<ncclComm_t>(first.comm),
+                       static_cast<cudaStream_t>(first.queue->stream())),
+        "receiving"));
+  }
+  status.Update(FromNccl(Nccl().group_end(), "connecting ranks"));
+  return status;
+}
+
 }  // namespace
 
 absl::Status MakeCommunicators(DeviceGroup::Impl* group) {
@@ -79,7 +108,7 @@ absl::Status MakeCommunicators(DeviceGroup::Impl* group) {
           comms.data(), static_cast<int>(devices.size()), devices.data()),
       "making communicators"));
   for (size_t i = 0; i < comms.size(); ++i) group->ranks[i].comm = comms[i];
-  return absl::OkStatus();
+  return Greet(group);
 }
 
 void AbortCommunicators(DeviceGroup::Impl* group) {

@@ -154,7 +154,6 @@ struct Narrow {
     Rows even, odd;
     FetchRows(x, begin, even.x);
     if constexpr (WithLow) FetchRows(low, begin, even.low);
-    if constexpr (N == 1) TouchRows(x, begin, end);
     for (int unit = begin; unit < end; unit += 2) {
       Unit(unit, end, even, odd);
       if (unit + 1 < end) Unit(unit + 1, end, odd, even);

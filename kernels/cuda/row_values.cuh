@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include "kernels/cuda/copy_async.cuh"
 #include "kernels/cuda/fragments.cuh"
 
 // The rows of x of a product of few rows, 8 N of them, as lanes read them.
@@ -31,25 +30,6 @@ __device__ __forceinline__ void FetchRows(const RowPointers<N>& x,
         reinterpret_cast<const uint4*>(x.at[n] + unit * kUnitCols);
     out.of[n][0] = from[0];
     out.of[n][1] = from[4];
-  }
-}
-
-// Lines of the units after the first, all at once: one by one each would be
-// waited for.
-template <int N>
-__device__ __forceinline__ void TouchRows(const RowPointers<N>& x,
-                                          int begin,
-                                          int end) {
-  constexpr int kRowLanes = 4, kLines = 4;
-#pragma unroll
-  for (int n = 0; n < N; ++n) {
-    if (x.at[n] == nullptr) continue;
-#pragma unroll
-    for (int i = 0; i < kLines; ++i) {
-      const int unit =
-          begin + 1 + i * kRowLanes + static_cast<int>(threadIdx.x) % kRowLanes;
-      if (unit < end) Touch(x.at[n] + unit * kUnitCols);
-    }
   }
 }
 

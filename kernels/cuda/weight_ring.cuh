@@ -63,16 +63,10 @@ class WeightRing {
                       kPairBytes<F>;
   }
 
-  // Starts the copies of the first units and has the others come nearer:
-  // nothing here depends on rows.
+  // Starts the copies of the first units: nothing here depends on rows.
   __device__ __forceinline__ void Begin() {
 #pragma unroll
     for (int i = 0; i < kStages - 1; ++i) Fetch();
-    const int left = end_ - ahead_;
-    if (left > 0 && lane_ < R) {
-      const int64_t tile_bytes = m_.units * kUnitBytes<F>;
-      BringNear(from_ - lane_ * 16 + lane_ * tile_bytes, left * kUnitBytes<F>);
-    }
   }
 
   __device__ __forceinline__ void Fetch() {
