@@ -220,6 +220,9 @@ TEST_P(Gathered, ARankThatDoesNotComeIsNamed) {
 TEST_P(Gathered, RankZeroIsNamedWhereOthersWaitForIt) {
   CONCLAVE_REQUIRE_GROUP(GetParam());
   if (GetParam().ranks < 2) GTEST_SKIP() << "one rank waits for nobody";
+  if (GetParam().exchange == GroupExchange::kNccl) {
+    GTEST_SKIP() << "NCCL has taken what is so small before it is received";
+  }
   World world(GetParam(), Cuts(GetParam().ranks)[0], absl::Milliseconds(300));
   ASSERT_TRUE(world.group.ok());
   world.group.EachRank([&](int32_t rank) {
