@@ -256,9 +256,18 @@ absl::Status Bench() {
   return absl::OkStatus();
 }
 
+absl::Status BenchShape() {
+  if (!absl::GetFlag(FLAGS_over).empty()) {
+    return absl::InvalidArgumentError(
+        "--over: workers load shards of a checkpoint, and --shape has none; "
+        "say --config and leave --shape out");
+  }
+  return BenchShapeDecode();
+}
+
 int Run(const std::vector<std::string>&) {
   const absl::Status status =
-      absl::GetFlag(FLAGS_shape).empty() ? Bench() : BenchShapeDecode();
+      absl::GetFlag(FLAGS_shape).empty() ? Bench() : BenchShape();
   return status.ok() ? 0 : Fail("bench decode", status);
 }
 

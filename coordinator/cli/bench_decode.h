@@ -6,7 +6,8 @@
 namespace conclave::cli {
 
 // Decode and prefill speed of a model on this machine or of a cluster; every
-// row of the table is taken in one run, interleaved.
+// row of the table is taken in one run, interleaved, but for --over, which
+// measures one way after the other.
 Command BenchDecodeCommand();
 
 }  // namespace conclave::cli

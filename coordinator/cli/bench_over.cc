@@ -51,6 +51,7 @@ namespace conclave::cli {
 namespace {
 
 constexpr int32_t kContextDefault = 128;
+constexpr int32_t kTokensMax = 1 << 24;  // of a sequence
 
 struct Way {
   std::string over;
@@ -67,7 +68,7 @@ bool IsWord(const std::string& word) {
 absl::StatusOr<ServedOptions> OptionsFromFlags() {
   if (!absl::GetFlag(FLAGS_sequences).empty()) {
     return absl::InvalidArgumentError(
-        "--sequences: say --batch where ways are compared (--over)");
+        "--sequences: on a GPU, and with --over, say --batch instead");
   }
   ServedOptions out;
   ASSIGN_OR_RETURN(
@@ -78,6 +79,10 @@ absl::StatusOr<ServedOptions> OptionsFromFlags() {
   out.steps = absl::GetFlag(FLAGS_steps);
   out.repeats = absl::GetFlag(FLAGS_repeats);
   if (out.steps < 1) return absl::InvalidArgumentError("--steps: at least 1");
+  if (int64_t{out.context} + out.steps > kTokensMax) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--context and --steps: together at most ", kTokensMax));
+  }
   if (out.repeats < 1) {
     return absl::InvalidArgumentError("--repeats: at least 1");
   }

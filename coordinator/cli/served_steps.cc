@@ -98,6 +98,11 @@ class Measurement {
   }
 
   absl::StatusOr<ServedBatch> Decode(int32_t batch) {
+    // States move on with each step; tokens are looked at behind the prompts.
+    for (int32_t s = 0; s < std::min(moved_, batch); ++s) {
+      RETURN_IF_ERROR(Prompt(s, o_.context));
+    }
+    moved_ = std::max(moved_, batch);
     ShapeSteps made(batch, 1, TokensOf(o_), o_.vocab);
     std::vector<int32_t> tokens;
     for (int32_t i = 0; i < kWarmUp; ++i) {
@@ -169,6 +174,7 @@ class Measurement {
   std::unique_ptr<model::StepSampler> sampler_;  // null in host memory
   std::vector<kernels::DeviceSampling> how_;
   std::vector<int32_t> next_;
+  int32_t moved_ = 0;  // sequences whose states are behind their prompts
 };
 
 }  // namespace

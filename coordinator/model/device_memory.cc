@@ -85,9 +85,8 @@ int32_t LogitRowsMax(int32_t vocab,
   const uint64_t held = logit_bytes / row_bytes;
   const auto rows =
       static_cast<uint64_t>(FilledRowsMax(rows_max, sequences_max));
-  // Filling up takes a third more rows than sequences at the most.
-  const int32_t filled = sequences_max + sequences_max / 2;
-  return std::max(filled, static_cast<int32_t>(std::min(rows, held)));
+  return std::max(FilledSequencesMax(sequences_max),
+                  static_cast<int32_t>(std::min(rows, held)));
 }
 
 absl::StatusOr<DeviceMemory> DeviceMemory::Create(DeviceQueue* queue,
@@ -186,8 +185,8 @@ absl::Status DeviceMemory::AllocateArrays(DeviceQueue* queue,
   const size_t width = Padded(
       std::max(c.moe_intermediate_size, c.shared_expert_intermediate_size));
   const size_t projected = ProjectedWidth(c, gdn_);
-  // Filling up takes a third more rows than sequences at the most.
-  const size_t filled = sequences + sequences / 2;
+  const auto filled =
+      static_cast<size_t>(FilledSequencesMax(options.sequences_max));
   const size_t scratch = ScratchFloats(*queue, rows, filled);
   const size_t groups = std::max(pairs / 8 + experts_ + 1,
                                  size_t{1});  // of kernels::GroupsMax at least

@@ -25,6 +25,10 @@ StateBytes DeviceStateBytesOf(const checkpoint::ModelConfig& config,
 inline int32_t FilledRowsMax(int32_t rows_max, int32_t sequences_max) {
   return rows_max + sequences_max / 2;
 }
+// Likewise of a step of one row per sequence.
+inline int32_t FilledSequencesMax(int32_t sequences_max) {
+  return FilledRowsMax(sequences_max, sequences_max);
+}
 
 // Of all logits of a prompt at a time.
 inline constexpr uint64_t kLogitBytes = uint64_t{512} << 20;
@@ -48,7 +52,7 @@ class DeviceMemory {
     kernels::KvDType kv = kernels::KvDType::kBF16;
     kernels::GdnDType gdn = kernels::GdnDType::kF32;
     int32_t logit_cols = 0;  // of a row of logits here; 0: there are none
-    bool samples = true;     // tokens are chosen here
+    bool samples = false;    // tokens are chosen here, of logits of all columns
     uint64_t logit_bytes = kLogitBytes;
     // Whose states these are too; null: it has its own.
     const DeviceMemory* states_of = nullptr;

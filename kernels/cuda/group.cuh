@@ -21,7 +21,7 @@ struct GroupWords {
     int32_t missed;  // 1 + the rank that did not come; 0: none
     int32_t number;  // the exchange at which, as DeviceGroup::End has it
     int32_t ended;   // not 0: this rank's step is not whole
-    int32_t passed;  // NCCL: exchanges since Reset that it came to
+    int32_t passed;  // NCCL: exchanges that it came to; wraps around
     int32_t last;    // NCCL: the number of the last one
   } ranks[limits::kRanksMax];
 };

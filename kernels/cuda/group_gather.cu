@@ -123,6 +123,8 @@ __global__ void __launch_bounds__(kThreads) SendColumns(SendArgs a) {
   __threadfence_system();
   __syncthreads();
   if (threadIdx.x > 0) return;
+  // What the others of the block stored comes before the count, too.
+  __threadfence_system();
   if (atomicAdd(&a.words->blocks, 1) + 1 < static_cast<int>(gridDim.x)) return;
   a.words->blocks = 0;
   a.words->gathered = count;

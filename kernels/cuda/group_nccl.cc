@@ -17,14 +17,18 @@
 namespace conclave::kernels::cuda {
 namespace {
 
-// Of all ranks, exchanges that they came to; `least`: who came to the fewest.
+// A number that changes with each exchange that a rank comes to; `least`: who
+// came to the fewest.
 int64_t Passed(const DeviceGroup::Impl& group, int32_t* least) {
   int64_t all = 0;
   *least = 0;
   const volatile GroupWords::Rank* words = group.words->ranks;
   for (size_t i = 0; i < group.ranks.size(); ++i) {
     all += words[i].passed;
-    if (words[i].passed < words[*least].passed) *least = static_cast<int>(i);
+    const auto ahead =
+        static_cast<int32_t>(static_cast<uint32_t>(words[i].passed) -
+                             static_cast<uint32_t>(words[*least].passed));
+    if (ahead < 0) *least = static_cast<int>(i);
   }
   return all;
 }

@@ -85,7 +85,9 @@ __device__ __forceinline__ void NotWhole(const PeerWait& a) {
 // By one thread, in its rank's stream: the rank came to that exchange.
 __device__ __forceinline__ void Came(GroupWords::Rank* own, int32_t number) {
   WriteWord(&own->last, number);
-  WriteWord(&own->passed, ReadWord(&own->passed) + 1);
+  WriteWord(
+      &own->passed,
+      static_cast<int32_t>(static_cast<uint32_t>(ReadWord(&own->passed)) + 1u));
 }
 
 }  // namespace conclave::kernels::cuda

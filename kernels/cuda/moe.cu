@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "absl/strings/str_cat.h"
+#include "common/check.h"
 #include "common/status_macros.h"
 #include "kernels/cuda/fragments.cuh"
 #include "kernels/cuda/launch.cuh"
@@ -138,7 +139,7 @@ __device__ int TopK(const Logits& logits, const DeviceEntries& e, int row) {
   return chosen;
 }
 
-// Ahead: planes that are on their way at a time.
+// Ahead: planes that are on their way at a time, where registers allow it.
 template <int Ahead>
 __device__ int TopKOfAny(const Logits& logits,
                          const DeviceEntries& e,
@@ -150,7 +151,7 @@ __device__ int TopKOfAny(const Logits& logits,
   if (e.experts - 1 <= kSome * kLanes) {
     return TopK<kSome, Ahead>(logits, e, row);
   }
-  return TopK<kPerLane, 3>(logits, e, row);
+  return TopK<kPerLane, kSeveral>(logits, e, row);
 }
 
 // One row, one warp: each choice is a group of its own, in no further order.
@@ -221,6 +222,7 @@ absl::Status DeviceRoute(DeviceQueue* queue,
                          int32_t planes,
                          const DeviceEntries& entries) {
   using cuda::kLanes;
+  CONCLAVE_CHECK_LE(planes, kPlanesMax);
   const cuda::Logits logits{
       products, planes, int64_t{entries.rows} * entries.experts};
   if (entries.experts > cuda::kSortThreads ||

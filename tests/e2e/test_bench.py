@@ -113,7 +113,7 @@ def test_errors_say_what_to_do(arguments, hints):
 
 def test_nccl_needs_a_gpu_before_anything_is_measured(workers):
     reply = bench("--config", workers.config, "--over", "local,nccl",
-                  "--backends", "cpu", "--activations", "f32", *SMALL)
+                  "--backends", "cpu", *SMALL)
     assert reply.returncode == 1
     assert "over nccl: exchange.over: nccl needs a GPU" in reply.stderr
     assert "batch" not in reply.stderr
