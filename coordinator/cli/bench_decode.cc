@@ -36,6 +36,7 @@ ABSL_FLAG(std::string,
           "empty: 1");
 ABSL_FLAG(int32_t, repeats, 5, "measurements of each case; medians are shown");
 
+ABSL_DECLARE_FLAG(std::string, over);
 ABSL_DECLARE_FLAG(std::string, shape);
 
 namespace conclave::cli {

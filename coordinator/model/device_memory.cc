@@ -175,7 +175,6 @@ absl::Status DeviceMemory::AllocateArrays(DeviceQueue* queue,
                                           const Options& options) {
   const auto rows = static_cast<size_t>(
       FilledRowsMax(options.rows_max, options.sequences_max));
-  const auto sequences = static_cast<size_t>(options.sequences_max);
   const auto hidden = static_cast<size_t>(c.hidden_size);
   const size_t each = options.exact ? sizeof(float) : sizeof(uint16_t);
   const size_t pairs = rows * (static_cast<size_t>(top_k_) + 1);
