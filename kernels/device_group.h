@@ -92,8 +92,8 @@ class DeviceGroup {
   // Queues: each rank's columns go to rank 0, which waits for all of them; what
   // it queued before may read those that were there, what it queues next finds
   // these. By stores others wait for nobody, unless `again`; a long NCCL send
-  // waits for rank 0. Can be recorded. Every rank
-  // queues it, also without columns.
+  // waits for rank 0. Can be recorded. Every rank queues it, also without
+  // columns.
   absl::Status GatherColumns(int32_t rank, const GroupColumns& what);
 
   // End::number where columns are gathered.

@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "tests/parity/group/group_runner.h"
-#include "tests/testing/checkpoint_writer.h"
+#include "tests/parity/group/mid_size.h"
 #include "tests/testing/golden.h"
 #include "tests/testing/seeded.h"
 #include "tests/testing/single_process.h"
@@ -142,24 +142,6 @@ std::vector<float> Walk(ModelRunner& runner, int32_t vocab) {
   return out;
 }
 
-CheckpointOptions MidSize(QuantFormat format, checkpoint::AffineFormat affine) {
-  return {.seed = 11,
-          .hidden = 256,
-          .experts = 16,
-          .experts_per_token = 4,
-          .intermediate = 512,
-          .shared = 512,
-          .heads = 8,
-          .kv_heads = 2,
-          .head_dim = 256,
-          .gdn_key_heads = 4,
-          .gdn_value_heads = 8,
-          .gdn_key_dim = 128,
-          .gdn_value_dim = 128,
-          .format = format,
-          .affine = affine};
-}
-
 class GroupFormats : public ::testing::TestWithParam<GroupSetting> {};
 
 INSTANTIATE_TEST_SUITE_P(Forms,
@@ -169,24 +151,14 @@ INSTANTIATE_TEST_SUITE_P(Forms,
 
 TEST_P(GroupFormats, IsTheCpuOnRandomModelsOfEveryFormat) {
   CONCLAVE_REQUIRE_GROUP(GetParam().where);
-  for (const auto& [format, affine] :
-       {std::pair(QuantFormat::kNone, checkpoint::AffineFormat{}),
-        std::pair(QuantFormat::kMlx, checkpoint::AffineFormat{4, 64}),
-        std::pair(QuantFormat::kMlx, checkpoint::AffineFormat{8, 32}),
-        std::pair(QuantFormat::kGptq, checkpoint::AffineFormat{4, 128}),
-        std::pair(QuantFormat::kFp8, checkpoint::AffineFormat{})}) {
-    SCOPED_TRACE(static_cast<int>(format));
-    TempFolder folder;
-    WriteCheckpoint(folder.path(), MidSize(format, affine));
-    const auto model = checkpoint::Checkpoint::Open(folder.path());
-    ASSERT_TRUE(model.ok()) << model.status();
-    SingleProcess cpu(kernels::Backend::kCpu, {}, 2, **model);
-    GroupRunner group(**model, GetParam());
+  InEveryFormat(MidSize(), [&](const checkpoint::Checkpoint& model) {
+    SingleProcess cpu(kernels::Backend::kCpu, {}, 2, model);
+    GroupRunner group(model, GetParam());
     ASSERT_NE(group.decoder, nullptr);
-    const int32_t vocab = (*model)->config().vocab_size;
+    const int32_t vocab = model.config().vocab_size;
     const auto want = Walk(*cpu.runner, vocab);
     EXPECT_LE(Error(Walk(*group.runner, vocab), want), kExact);
-  }
+  });
 }
 
 // Eight groups of columns in four parts that are not alike, and, of FP8, four

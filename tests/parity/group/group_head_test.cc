@@ -11,16 +11,13 @@
 #include "common/bf16.h"
 #include "kernels/device_product.h"
 #include "tests/parity/group/group_runner.h"
+#include "tests/parity/group/mid_size.h"
 #include "tests/parity/group/sampled.h"
-#include "tests/testing/checkpoint_writer.h"
 #include "tests/testing/golden.h"
 #include "tests/testing/seeded.h"
-#include "tests/testing/temp_folder.h"
 
 namespace conclave::testing {
 namespace {
-
-using checkpoint::QuantFormat;
 
 constexpr int32_t kVocab = 2048;  // of the embedded model
 constexpr double kExact = 1e-5;
@@ -170,34 +167,14 @@ INSTANTIATE_TEST_SUITE_P(Forms,
 
 TEST_P(GroupHeadFormats, HasTheBitsOfTheWhole) {
   CONCLAVE_REQUIRE_GROUP(GetParam().where);
-  for (const auto& [format, affine] :
-       {std::pair(QuantFormat::kNone, checkpoint::AffineFormat{}),
-        std::pair(QuantFormat::kMlx, checkpoint::AffineFormat{4, 64}),
-        std::pair(QuantFormat::kMlx, checkpoint::AffineFormat{8, 32}),
-        std::pair(QuantFormat::kGptq, checkpoint::AffineFormat{4, 128}),
-        std::pair(QuantFormat::kFp8, checkpoint::AffineFormat{})}) {
-    SCOPED_TRACE(static_cast<int>(format));
-    TempFolder folder;
-    WriteCheckpoint(folder.path(),
-                    {.seed = 12,
-                     .hidden = 256,
-                     .vocab = 200,
-                     .experts = 4,
-                     .intermediate = 512,
-                     .shared = 512,
-                     .heads = 8,
-                     .kv_heads = 2,
-                     .head_dim = 256,
-                     .gdn_key_heads = 4,
-                     .gdn_value_heads = 8,
-                     .gdn_key_dim = 128,
-                     .gdn_value_dim = 128,
-                     .format = format,
-                     .affine = affine});
-    const auto model = checkpoint::Checkpoint::Open(folder.path());
-    ASSERT_TRUE(model.ok()) << model.status();
-    ExpectWholeHead(**model, GetParam(), /*exact=*/false);
-  }
+  CheckpointOptions options = MidSize();
+  options.seed = 12;
+  options.vocab = 200;
+  options.experts = 4;
+  options.experts_per_token = CheckpointOptions{}.experts_per_token;
+  InEveryFormat(options, [](const checkpoint::Checkpoint& model) {
+    ExpectWholeHead(model, GetParam(), /*exact=*/false);
+  });
 }
 
 // More rows of a prompt are wanted than there is room for logits.
